@@ -1,0 +1,93 @@
+"""check(): trace, measure and judge one network; the only place, with fix() beside it, that strings these together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from gainstage.display import Displayed
+from gainstage.errors import BadInput
+from gainstage.program import Program, as_program, check_batch
+from gainstage.rules import DEPTHS, Context, Depth, Finding, choose, flatten, run_rules
+from gainstage.signal import Graph, Ledger, measure, trace
+
+SAMPLES = 256  # measured in preflight: a dead unit is then known to fire on fewer than 1.2 % of the inputs
+LEVELS = DEPTHS[:3]
+
+
+@dataclass(frozen=True)
+class Checkup(Displayed):
+    """A network's ledger and its findings, root causes first. ledger is None at level "static"."""
+
+    findings: tuple[Finding, ...]
+    ledger: Ledger | None
+    graph: Graph
+    level: Depth
+
+    @property
+    def healthy(self) -> bool:
+        """True when no rule fired."""
+        return not self.findings
+
+    @property
+    def codes(self) -> list[str]:
+        """Codes of all findings, consequences included."""
+        return [finding.code for finding in flatten(self.findings)]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "level": self.level,
+            "findings": [finding.to_dict() for finding in self.findings],
+            "ledger": None if self.ledger is None else self.ledger.to_dict(),
+            "coverage": self.graph.coverage,
+        }
+
+
+def check(
+    model: Any,
+    loss: Any = None,
+    data: Any = None,
+    *,
+    optimizer: Any = None,
+    batch_size: int | None = None,
+    epochs: int | None = None,
+    valid: Any = None,
+    level: Depth = "preflight",
+    select: Iterable[str] | None = None,
+    ignore: Iterable[str] | None = None,
+    seed: int = 0,
+) -> Checkup:
+    """Measure one network on real data and list what is wrong with it; leaves no trace on anything.
+
+    model: an nn.Module, or a whole Program. loss: called as loss(output, targets). data: (x, y) tensors or arrays, a
+    Dataset or a DataLoader. level: "static" (graph and weights), "preflight" (one batch forward and backward) or "trial".
+    select, ignore: rules by code, prefix or name. seed: which samples are measured. The modules are measured in the
+    train or eval mode they are in.
+    Raises BadInput, in one sentence, when something handed in cannot be used.
+    """
+    program = as_program(
+        model, loss, data, optimizer=optimizer, batch_size=batch_size, epochs=epochs, valid=valid
+    )
+    return check_program(program, level=level, select=select, ignore=ignore, seed=seed)
+
+
+def check_program(
+    program: Program,
+    *,
+    level: Depth = "preflight",
+    select: Iterable[str] | None = None,
+    ignore: Iterable[str] | None = None,
+    seed: int = 0,
+) -> Checkup:
+    """The same for a Program."""
+    if level not in LEVELS:
+        raise BadInput(f"no level is called {level!r}; known are: {', '.join(LEVELS)}")
+    rules = choose(select, ignore)
+    batch = program.source.sample(max(SAMPLES, program.batch_size or 0), seed)
+    if level == "static":
+        check_batch(*batch)
+        graph, ledger = trace(program.model, batch[0]), None
+    else:
+        graph, ledger = measure(program.model, program.loss, batch)
+    return Checkup(run_rules(rules, Context(program, graph, ledger), level), ledger, graph, level)

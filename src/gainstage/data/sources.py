@@ -1,0 +1,215 @@
+"""From whatever a user calls data to batches of tensors: arrays in memory, a Dataset, or a DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from gainstage.errors import BadInput
+
+Batch = tuple[Any, Any]  # inputs, targets
+
+
+class Source(Protocol):
+    """Anything that yields batches of (inputs, targets)."""
+
+    samples: int | None  # None when unknown
+
+    def sample(self, size: int, seed: int) -> Batch:
+        """One representative batch of at most `size` samples, the same for the same seed."""
+        ...
+
+    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """One epoch; in random order when a generator is given."""
+        ...
+
+
+def as_source(data: Any) -> Source:
+    """Recognise `data`: (x, y) of tensors or arrays, a map-style Dataset, or a DataLoader.
+
+    Raises BadInput, in one sentence, for anything else and for data without samples.
+    """
+    if isinstance(data, (InMemory, FromDataset, FromLoader)):
+        return data
+    if isinstance(data, DataLoader):
+        return FromLoader(data)
+    if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Sequence)):
+        return FromDataset(data)  # type: ignore[arg-type]
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        return InMemory.of(*data)
+    raise BadInput(f"data must be (x, y) arrays, a Dataset or a DataLoader, not {_describe(data)}")
+
+
+def _describe(data: Any) -> str:
+    size = f" of {len(data)}" if isinstance(data, (tuple, list)) else ""
+    return f"a {type(data).__name__}{size}"
+
+
+def _as_tensor(values: Any, what: str) -> Tensor:
+    """A tensor as it is; an array in torch's usual types (float32, int64)."""
+    if isinstance(values, Tensor):
+        return values
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind == "f":
+            return torch.as_tensor(array, dtype=torch.get_default_dtype())
+        if array.dtype.kind in "iu" and what == "targets":
+            return torch.as_tensor(array.astype(np.int64))
+        return torch.as_tensor(array)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"the {what} cannot be made a tensor ({type(values).__name__}): {error}") from error
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Arrays in memory, batched by index; `x` may be one tensor or a tuple or dict of tensors."""
+
+    x: Any
+    y: Tensor
+
+    @classmethod
+    def of(cls, x: Any, y: Any) -> InMemory:
+        """Check and convert a user's (x, y)."""
+        x = _map(x, lambda value: _as_tensor(value, "inputs"))
+        y = _as_tensor(y, "targets")
+        sizes = {len(leaf) if leaf.ndim else 0 for leaf in _leaves(x)}
+        size = len(y) if y.ndim else 0
+        if sizes != {size}:
+            raise BadInput(
+                f"inputs and targets differ in length ({', '.join(map(str, sorted(sizes)))} and {size}); give one target for each input"
+            )
+        if size == 0:
+            raise BadInput("the data set is empty: there is no sample to measure; give at least two")
+        return cls(x, y)
+
+    @property
+    def samples(self) -> int:
+        return len(self.y)
+
+    def sample(self, size: int, seed: int) -> Batch:
+        if size >= self.samples:
+            return self.x, self.y
+        order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(seed))
+        return self._take(order[:size])
+
+    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        if generator is None:
+            for start in range(0, self.samples, size):
+                stop = start + size
+                yield _map(self.x, lambda leaf, a=start, b=stop: leaf[a:b]), self.y[start:stop]
+            return
+        for index in torch.randperm(self.samples, generator=generator).split(size):
+            yield self._take(index)
+
+    def _take(self, index: Tensor) -> Batch:
+        return _map(self.x, lambda leaf: leaf[index.to(leaf.device)]), self.y[index.to(self.y.device)]
+
+
+@dataclass(frozen=True)
+class FromDataset:
+    """A map-style Dataset, collated as a DataLoader would."""
+
+    dataset: Dataset
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.dataset, "__len__"):
+            raise BadInput("this Dataset has no length; wrap it in a DataLoader")
+        if self.samples == 0:
+            raise BadInput("the Dataset is empty: there is no sample to measure; give at least two")
+
+    @property
+    def samples(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def sample(self, size: int, seed: int) -> Batch:
+        order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(seed))
+        return self._collate(order[: min(size, self.samples)].tolist())
+
+    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        order = torch.arange(self.samples) if generator is None else torch.randperm(self.samples, generator=generator)
+        for index in order.split(size):
+            yield self._collate(index.tolist())
+
+    def _collate(self, index: list[int]) -> Batch:
+        return _as_pair(default_collate([self.dataset[i] for i in index]), "Dataset")
+
+
+@dataclass(frozen=True)
+class FromLoader:
+    """A DataLoader, taken as it is: its own batch size, order and workers."""
+
+    loader: DataLoader
+
+    @property
+    def samples(self) -> int | None:
+        try:
+            return len(self.loader.dataset)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+
+    def sample(self, size: int, seed: int) -> Batch:
+        """The loader's own next batches, joined until `size` samples are there where they are plain tensors."""
+        collected: list[Batch] = []
+        generators = _LoaderRandomness(self.loader)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for batch in self.loader:
+                collected.append(_as_pair(batch, "DataLoader"))
+                if not isinstance(collected[0][0], Tensor) or sum(len(x) for x, _ in collected) >= size:
+                    break
+        generators.restore()
+        if not collected:
+            raise BadInput("the DataLoader yields no batch: its data set is empty, or smaller than a batch with drop_last")
+        if len(collected) == 1:
+            return collected[0]
+        x, y = zip(*collected, strict=True)
+        try:
+            return torch.cat(x)[:size], torch.cat(y)[:size]
+        except (RuntimeError, TypeError):
+            return collected[0]
+
+    def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        for batch in self.loader:
+            yield _as_pair(batch, "DataLoader")
+
+
+class _LoaderRandomness:
+    """The states of a loader's own generators, so that looking at a batch does not change the user's order."""
+
+    def __init__(self, loader: DataLoader):
+        owners = (loader, getattr(loader, "sampler", None), getattr(loader.batch_sampler, "sampler", None))
+        found = {id(g): g for owner in owners if (g := getattr(owner, "generator", None)) is not None}
+        self._states = [(g, g.get_state()) for g in found.values()]
+
+    def restore(self) -> None:
+        for generator, state in self._states:
+            generator.set_state(state)
+
+
+def _as_pair(batch: Any, what: str) -> Batch:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    raise BadInput(f"each item of the {what} must be (inputs, targets), got {_describe(batch)}")
+
+
+def _map(value: Any, function) -> Any:
+    """Apply to every leaf of a tuple or dict of tensors (a list is an array to be)."""
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return tuple(_map(item, function) for item in value)
+    if isinstance(value, dict):
+        return {key: _map(item, function) for key, item in value.items()}
+    return function(value)
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    if isinstance(value, tuple):
+        return [leaf for item in value for leaf in _leaves(item)]
+    if isinstance(value, dict):
+        return [leaf for item in value.values() for leaf in _leaves(item)]
+    return [value]

@@ -1,0 +1,106 @@
+"""Initialisers: one engine, and the names that PyTorch, Keras and the chapter use for its presets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gainstage.errors import BadInput
+from gainstage.theory import GLOROT, HE, LECUN, Fans, Scheme, convolution_fans, linear_fans
+
+Distribution = Literal["normal", "truncated_normal", "uniform"]
+DISTRIBUTIONS: tuple[str, ...] = ("normal", "truncated_normal", "uniform")
+CUT = 2.0  # a truncated normal is cut at two of its own standard deviations
+
+
+def truncated_std(cut: float = CUT) -> float:
+    """Standard deviation of N(0, 1) cut at +-cut: sqrt(1 - 2 cut phi(cut) / (2 Phi(cut) - 1))."""
+    density = math.exp(-(cut**2) / 2) / math.sqrt(2 * math.pi)
+    return math.sqrt(1 - 2 * cut * density / math.erf(cut / math.sqrt(2)))
+
+
+@dataclass(frozen=True)
+class VarianceScaling:
+    """Draws weights of variance scale / fan (Glorot & Bengio 2010, He 2015, LeCun 1998).
+
+    mode: "fan_in", "fan_out" or "fan_avg". distribution: "normal"; "truncated_normal", widened before the cut at two
+    standard deviations so that the variance is right after it; "uniform" on +-sqrt(3 variance).
+    Raises BadInput for an unknown mode or distribution and for a scale that is not positive.
+    """
+
+    scale: float = 1.0
+    mode: str = "fan_in"
+    distribution: str = "normal"
+
+    def __post_init__(self) -> None:
+        if not (self.scale > 0 and math.isfinite(self.scale)):
+            raise BadInput(f"an initialiser's scale must be positive and finite, got {self.scale}")
+        if self.mode not in ("fan_in", "fan_out", "fan_avg"):
+            raise BadInput(f"no mode is called {self.mode!r}; known are: fan_in, fan_out, fan_avg")
+        if self.distribution not in DISTRIBUTIONS:
+            raise BadInput(f"no distribution is called {self.distribution!r}; known are: {', '.join(DISTRIBUTIONS)}")
+
+    def variance(self, fans: Fans) -> float:
+        """Variance of each weight of a layer with these fans."""
+        return Scheme("", self.scale, self.mode).variance(fans)  # type: ignore[arg-type]
+
+    def __call__(self, weight: Tensor, fans: Fans, generator: torch.Generator | None = None) -> Tensor:
+        """Fill `weight` in place and return it."""
+        return fill(weight, self.variance(fans), self.distribution, generator)
+
+
+@torch.no_grad()
+def fill(
+    weight: Tensor, variance: float, distribution: str = "normal", generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw `weight` in place from a zero-mean distribution of the given variance; half precision is drawn in float32."""
+    target = weight if weight.dtype in (torch.float32, torch.float64) else torch.empty_like(weight, dtype=torch.float32)
+    std = math.sqrt(variance)
+    if distribution == "normal":
+        target.normal_(0.0, std, generator=generator)
+    elif distribution == "uniform":
+        bound = math.sqrt(3.0) * std
+        target.uniform_(-bound, bound, generator=generator)
+    else:
+        wide = std / truncated_std()
+        nn.init.trunc_normal_(target, 0.0, wide, -CUT * wide, CUT * wide, generator=generator)
+    return weight if target is weight else weight.copy_(target)
+
+
+def from_scheme(scheme: Scheme, distribution: str = "normal") -> VarianceScaling:
+    """The initialiser of a row of the chapter's table."""
+    return VarianceScaling(scheme.scale, scheme.mode, distribution)
+
+
+PRESETS: dict[str, VarianceScaling] = {
+    f"{name}_{distribution}": from_scheme(scheme, distribution)
+    for names, scheme in ((("glorot", "xavier"), GLOROT), (("he", "kaiming"), HE), (("lecun",), LECUN))
+    for name in names
+    for distribution in ("normal", "uniform")
+}
+
+
+def get(name: str | VarianceScaling, distribution: str | None = None) -> VarianceScaling:
+    """The initialiser called `name` ("he_normal", "xavier_uniform", ...); BadInput lists the known names."""
+    if isinstance(name, VarianceScaling):
+        found = name
+    elif name in PRESETS:
+        found = PRESETS[name]
+    else:
+        raise BadInput(f"no initialiser is called {name!r}; known are: {', '.join(PRESETS)}")
+    return found if distribution is None else replace(found, distribution=distribution)
+
+
+def fans_of(layer: nn.Module) -> Fans | None:
+    """Fans of a layer module's weight, or None where Gainstage does not know that kind of layer."""
+    if isinstance(layer, nn.Linear):
+        return linear_fans(layer.weight.shape)
+    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        return convolution_fans(layer.weight.shape, layer.stride, layer.groups, transposed=True)
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return convolution_fans(layer.weight.shape, layer.stride, layer.groups)
+    return None

@@ -1,0 +1,20 @@
+"""The rule book: one family a file, one class a rule, its documentation in its docstring."""
+
+# importing a family enters its rules into the registry
+from gainstage.rules import gradient, initialization, signal
+from gainstage.rules.base import DEPTHS as DEPTHS
+from gainstage.rules.base import HEADINGS as HEADINGS
+from gainstage.rules.base import REGISTRY as REGISTRY
+from gainstage.rules.base import Context as Context
+from gainstage.rules.base import Depth as Depth
+from gainstage.rules.base import Finding as Finding
+from gainstage.rules.base import Rule as Rule
+from gainstage.rules.base import Severity as Severity
+from gainstage.rules.base import choose as choose
+from gainstage.rules.base import find_rule as find_rule
+from gainstage.rules.base import flatten as flatten
+from gainstage.rules.base import run_rules as run_rules
+from gainstage.rules.base import sections as sections
+from gainstage.rules.base import worst as worst
+
+FAMILIES = (signal, gradient, initialization)

@@ -1,0 +1,111 @@
+"""The ledger: one row a stage, what was measured beside what theory expects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gainstage.display import Displayed
+from gainstage.errors import MissingExtra
+from gainstage.theory import decibels
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage. Sizes are RMS values, gains ratios of RMS values, shares lie in 0..1; None means not observed.
+
+    signal, offset: of the stage's output. similarity: mean cosine between samples there. gain: signal out over in.
+    gradient: of the loss with respect to the stage's output. backward_gain: gradient at the stage's input over that at
+    its output. dead: units that are zero on every sample (true rate below 3/samples at 95 % where none was seen).
+    saturated: pre-activations where the activation no longer responds. weight, weight_gradient: of the layer's weight.
+    expected_gain, expected_backward_gain: theory, for the level that really came in and the weights as they are.
+    """
+
+    index: int
+    name: str
+    description: str
+    units: int
+    signal: float | None = None
+    offset: float | None = None
+    similarity: float | None = None
+    gain: float | None = None
+    expected_gain: float | None = None
+    gradient: float | None = None
+    backward_gain: float | None = None
+    expected_backward_gain: float | None = None
+    dead: float | None = None
+    saturated: float | None = None
+    weight: float | None = None
+    weight_gradient: float | None = None
+
+    @property
+    def gradient_norm_db(self) -> float | None:
+        """Gradient in dB with the stage's width counted in: 20 log10(RMS * sqrt(units)).
+
+        A funnel of widths changes the RMS of a perfectly healthy gradient, but not this norm.
+        """
+        return None if self.gradient is None else decibels(self.gradient * math.sqrt(self.units))
+
+    @property
+    def signal_db(self) -> float | None:
+        """Signal in dB."""
+        return decibels(self.signal)
+
+
+@dataclass(frozen=True)
+class Ledger(Displayed):
+    """All stages of one pass. rows are in order of execution; source is the network's input (None if not floating)."""
+
+    rows: tuple[Row, ...]
+    source: Row | None
+    samples: int
+    loss: float | None
+    coverage: str
+    unknown: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, name: str) -> Row:
+        """The row of the stage called `name`; KeyError names the stages there are."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"no stage is called {name!r}; there are {', '.join(row.name for row in self.rows)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "samples": self.samples,
+            "loss": self.loss,
+            "coverage": self.coverage,
+            "not_understood": list(self.unknown),
+            "input": None if self.source is None else asdict(self.source),
+            "stages": self.records(),
+        }
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dictionary a stage."""
+        return [asdict(row) for row in self.rows]
+
+    def to_pandas(self):
+        """A pandas DataFrame, one line a stage; MissingExtra when pandas is not installed."""
+        try:
+            import pandas
+        except ImportError:
+            raise MissingExtra("pandas", "frames") from None
+        return pandas.DataFrame(self.records())
+
+    def to_polars(self):
+        """A polars DataFrame, one line a stage; MissingExtra when polars is not installed."""
+        try:
+            import polars
+        except ImportError:
+            raise MissingExtra("polars", "frames") from None
+        return polars.DataFrame(self.records(), infer_schema_length=None)
+
+
+def span_name(rows: Sequence[Row]) -> str:
+    """ "stage a" or "stages a to b", for messages."""
+    return f"stage {rows[0].name}" if len(rows) == 1 else f"stages {rows[0].name} to {rows[-1].name}"

@@ -1,0 +1,139 @@
+"""Which torch functions mean what: the vocabulary of the trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from typing import Any, Literal
+
+from torch.nn import functional as F
+
+from gainstage.theory import Activation, lookup
+
+Kind = Literal["layer", "normalization", "activation", "softmax", "dropout", "pool", "add", "multiply", "join", "reshape", "unknown"]
+
+CONVOLUTIONS = {f"conv{n}d" for n in (1, 2, 3)}
+TRANSPOSED = {f"conv_transpose{n}d" for n in (1, 2, 3)}
+LAYERS = {"linear", *CONVOLUTIONS, *TRANSPOSED}
+NORMALIZATIONS = {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "normalize", "local_response_norm"}
+DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
+SOFTMAXES = {"softmax", "log_softmax", "softmin"}
+ADDITIONS = {"add", "iadd", "radd", "sub", "isub", "rsub"}
+PRODUCTS = {"mul", "imul", "rmul", "div", "truediv", "idiv", "itruediv", "neg"}
+JOINS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}
+RESHAPES = {
+    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "movedim", "swapaxes",
+    "contiguous", "getitem", "chunk", "split", "unbind", "narrow", "select", "expand", "repeat", "tile", "flip", "roll",
+    "to", "float", "double", "half", "bfloat16", "type", "type_as", "cpu", "cuda", "clone", "detach", "pad", "view_as", "reshape_as",
+    "expand_as", "ravel", "broadcast_to", "pixel_shuffle", "pixel_unshuffle",
+}  # fmt: skip
+ACTIVATIONS = {
+    "relu": "relu", "sigmoid": "logistic", "tanh": "tanh", "leaky_relu": "leaky_relu", "rrelu": "rrelu", "prelu": "prelu",
+    "elu": "elu", "selu": "selu", "celu": "celu", "gelu": "gelu", "silu": "silu", "mish": "mish", "softplus": "softplus",
+    "relu6": "relu6", "hardtanh": "hardtanh", "hardswish": "hardswish", "hardsigmoid": "hardsigmoid", "softsign": "softsign",
+}  # fmt: skip
+RECTIFIERS = ("relu", "relu6")  # exactly zero on one side: a unit can die
+
+# bookkeeping that carries no signal: asked of a tensor, or made from nothing
+SILENT = {
+    "get", "set", "size", "dim", "ndimension", "numel", "nelement", "len", "stride", "is_floating_point", "is_complex", "item", "tolist",
+    "requires_grad_", "register_hook", "is_contiguous", "element_size", "data_ptr", "storage_offset", "is_same_size", "bool",
+    "zeros", "ones", "empty", "full", "arange", "linspace", "eye", "tensor", "as_tensor", "rand", "randn", "randint", "randperm",
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_empty",
+    "new_tensor", "new_full", "bernoulli", "manual_seed", "repr", "str", "format", "get_device", "hash", "index", "int",
+}  # fmt: skip
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """The bare name of a torch function: relu_ and __iadd__ are relu and iadd."""
+    return getattr(function, "__name__", type(function).__name__).strip("_")
+
+
+def is_silent(name: str) -> bool:
+    """True for functions that only ask about a tensor or make one that carries no signal."""
+    return name in SILENT
+
+
+@lru_cache(maxsize=1024)
+def kind_of(name: str) -> Kind:
+    """What an operation does to the signal; "unknown" where Gainstage does not know."""
+    if name in LAYERS:
+        return "layer"
+    if name in NORMALIZATIONS:
+        return "normalization"
+    if name in ACTIVATIONS:
+        return "activation"
+    if name in SOFTMAXES:
+        return "softmax"
+    if name in DROPOUTS:
+        return "dropout"
+    if name.startswith(("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool", "lp_pool")):
+        return "pool"
+    if name in ADDITIONS:
+        return "add"
+    if name in PRODUCTS:
+        return "multiply"
+    if name in JOINS:
+        return "join"
+    return "reshape" if name in RESHAPES else "unknown"
+
+
+def activation_of(name: str, settings: Mapping[str, Any]) -> Activation | None:
+    """The theory of a traced activation with the settings it was called with; None where they cannot be told."""
+    plain = {key: value for key, value in settings.items() if isinstance(value, (int, float, str))}
+    return _activation(ACTIVATIONS[name], tuple(sorted(plain.items())))
+
+
+@lru_cache(maxsize=512)
+def _activation(name: str, settings: tuple[tuple[str, Any], ...]) -> Activation | None:
+    known, given = lookup(name), dict(settings)
+    slope = given.get("negative_slope", given.get("slope", 0.01))
+    if name == "leaky_relu":
+        return Activation("leaky_relu", partial(F.leaky_relu, negative_slope=slope), "relu")
+    if name == "prelu":
+        return Activation("prelu", partial(F.leaky_relu, negative_slope=given.get("slope", 0.25)), "relu")
+    if name == "rrelu":
+        slope = (given.get("lower", 1 / 8) + given.get("upper", 1 / 3)) / 2
+        return Activation("rrelu", partial(F.leaky_relu, negative_slope=slope), "relu")
+    relevant = {key: value for key, value in given.items() if key in _SHAPE_SETTINGS.get(name, ())}
+    if not relevant:
+        return known
+    return Activation(name, partial(known.function, **relevant), known.family)
+
+
+_SHAPE_SETTINGS = {
+    "elu": ("alpha",),
+    "celu": ("alpha",),
+    "gelu": ("approximate",),
+    "softplus": ("beta", "threshold"),
+    "hardtanh": ("min_val", "max_val"),
+}
+
+# positional arguments behind the input, by the name that torch's signature gives them
+POSITIONAL = {
+    "leaky_relu": ("negative_slope",),
+    "elu": ("alpha",),
+    "celu": ("alpha",),
+    "rrelu": ("lower", "upper"),
+    "hardtanh": ("min_val", "max_val"),
+    "softplus": ("beta", "threshold"),
+    "dropout": ("p", "training"),
+    "alpha_dropout": ("p", "training"),
+    "conv1d": ("weight", "bias", "stride", "padding", "dilation", "groups"),
+    "conv2d": ("weight", "bias", "stride", "padding", "dilation", "groups"),
+    "conv3d": ("weight", "bias", "stride", "padding", "dilation", "groups"),
+    "conv_transpose1d": ("weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+    "conv_transpose2d": ("weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+    "conv_transpose3d": ("weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+    "linear": ("weight", "bias"),
+    "prelu": ("weight",),
+    "batch_norm": ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    "layer_norm": ("normalized_shape", "weight", "bias", "eps"),
+    "group_norm": ("num_groups", "weight", "bias", "eps"),
+    "rms_norm": ("normalized_shape", "weight", "eps"),
+}
+
+
+def arguments_of(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments behind the first, by name."""
+    return {**dict(zip(POSITIONAL.get(name, ()), args[1:], strict=False)), **kwargs}

@@ -1,0 +1,210 @@
+"""The trace: one real forward pass, every torch function seen and assigned to its stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from gainstage.program import tensors_in
+from gainstage.signal import operations as ops
+from gainstage.signal.graph import NETWORK_INPUT, Graph, Operation, Stage
+from gainstage.theory import Fans, convolution_fans, linear_fans
+
+
+class Observer(Protocol):
+    """Told of tensors while they are intact: in-place operations may change them at once afterwards."""
+
+    def stage_output(self, stage: int, tensor: Tensor) -> None:
+        """`tensor` leaves `stage`; called again when a later tensor of the stage leaves it."""
+
+    def layer(self, operation: Operation, weight: Tensor | None, bias: Tensor | None) -> None:
+        """A layer is about to run with these weights."""
+
+    def activation(self, operation: Operation, before: Tensor) -> None:
+        """An activation is about to run on `before`."""
+
+    def activated(self, operation: Operation, after: Tensor) -> None:
+        """An activation has put out `after`."""
+
+
+class Tracer(TorchFunctionMode):
+    """Records the operations of the forward pass that runs inside it; an observer measures as they happen.
+
+    Use as `with tracer.of(model): output = model(x)`, then `tracer.finish(output)`.
+    """
+
+    def __init__(self, model: nn.Module, observer: Observer | None = None):
+        super().__init__()
+        self.observer = observer
+        self.operations: list[Operation] = []
+        self.loss_operations: list[str] = []
+        self.in_loss = False
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._paths = {id(module): name for name, module in model.named_modules()}
+        self._module_stack: list[str] = [""]
+        self._producers: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor -> index of operation
+        self._derived: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor -> names of parameters it is made of
+        self._stages = 0
+        self._calls: dict[str, int] = {}
+        self._opened: list[tuple[str, int]] = []
+
+    # ---------------------------------------------------------------- where we are
+    @contextmanager
+    def of(self, model: nn.Module) -> Iterator[None]:
+        """Active while the model's forward pass runs inside; its hooks are gone afterwards, also after an error."""
+        with ExitStack() as stack:
+            for module in model.modules():
+                stack.callback(module.register_forward_pre_hook(self._enter_module).remove)
+                stack.callback(module.register_forward_hook(self._leave_module, always_call=True).remove)
+            stack.enter_context(self)
+            yield
+
+    @contextmanager
+    def of_loss(self) -> Iterator[None]:
+        """Active while the loss is computed: its operations are named, not measured."""
+        self.in_loss = True
+        try:
+            with self:
+                yield
+        finally:
+            self.in_loss = False
+
+    def _enter_module(self, module: nn.Module, _inputs: Any) -> None:
+        self._module_stack.append(self._paths.get(id(module), ""))
+
+    def _leave_module(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
+        self._module_stack.pop()
+
+    # ---------------------------------------------------------------- one operation
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = ops.name_of(func)
+        tensors = tensors_in([args, kwargs])
+        if ops.is_silent(name) or not tensors:
+            return func(*args, **kwargs)
+        if self.in_loss:
+            self.loss_operations.append(name)
+            return func(*args, **kwargs)
+        return self._record(name, tensors, func, args, kwargs)
+
+    def _record(self, name: str, tensors: Sequence[Tensor], func, args, kwargs) -> Any:
+        data = [t for t in tensors if id(t) not in self._names and t not in self._derived]
+        parameters = self._parameters_of(tensors)
+        if not data and parameters:
+            result = func(*args, **kwargs)
+            self._note_derived(result, parameters)
+            return result
+        operation = self._open(name, data, parameters, args, kwargs)
+        self._tell_before(operation, data, args, kwargs)
+        result = func(*args, **kwargs)
+        outputs = [t for t in tensors_in(result) if t.is_floating_point()]
+        if not outputs:
+            return result
+        operation = _with_shape(operation, outputs[0])
+        self.operations.append(operation)
+        for tensor in outputs:
+            self._producers[tensor] = operation.index
+        if self.observer and operation.kind == "activation":
+            self.observer.activated(operation, outputs[0])
+        return result
+
+    def _parameters_of(self, tensors: Sequence[Tensor]) -> tuple[str, ...]:
+        found: list[str] = []
+        for tensor in tensors:
+            if id(tensor) in self._names:
+                found.append(self._names[id(tensor)])
+            elif tensor in self._derived:
+                found.extend(self._derived[tensor])
+        return tuple(dict.fromkeys(found))
+
+    def _note_derived(self, result: Any, parameters: tuple[str, ...]) -> None:
+        for tensor in tensors_in(result):
+            if id(tensor) not in self._names:
+                self._derived[tensor] = parameters
+
+    def _open(self, name: str, data, parameters, args, kwargs) -> Operation:
+        """Describe an operation; a layer opens a new stage, anything else joins the latest stage it takes from."""
+        kind = ops.kind_of(name)
+        inputs = tuple(dict.fromkeys(self._producers.get(t, NETWORK_INPUT) for t in data))
+        if kind == "layer":
+            stage = self._stages
+            self._stages += 1
+            path = self._module_stack[-1]
+            self._opened.append((path, self._calls.get(path, 0)))
+            self._calls[path] = self._calls.get(path, 0) + 1
+        else:
+            stage = max((self._stage_of(i) for i in inputs), default=NETWORK_INPUT)
+        given = ops.arguments_of(name, args, kwargs)
+        settings = {k: v for k, v in given.items() if isinstance(v, (bool, int, float, str, tuple))}
+        if name == "prelu" and isinstance(given.get("weight"), Tensor):
+            settings["slope"] = float(given["weight"].detach().mean())
+        return Operation(
+            index=len(self.operations),
+            name=name,
+            kind=kind,
+            module=self._module_stack[-1],
+            stage=stage,
+            inputs=inputs,
+            parameters=parameters,
+            settings=settings,
+            shape=(),
+            activation=ops.activation_of(name, settings) if kind == "activation" else None,
+            fans=_fans(name, given) if kind == "layer" else None,
+        )
+
+    def _stage_of(self, operation: int) -> int:
+        return NETWORK_INPUT if operation == NETWORK_INPUT else self.operations[operation].stage
+
+    def _tell_before(self, operation: Operation, data: Sequence[Tensor], args, kwargs) -> None:
+        """Tensors that cross from one stage into another are the outputs of the stage they leave."""
+        if self.observer is None:
+            return
+        for tensor in data:
+            origin = self._stage_of(self._producers.get(tensor, NETWORK_INPUT))
+            if origin != operation.stage:
+                self.observer.stage_output(origin, tensor)
+        given = ops.arguments_of(operation.name, args, kwargs)
+        if operation.kind == "layer":
+            self.observer.layer(operation, given.get("weight"), given.get("bias"))
+        if operation.kind == "activation" and data:
+            self.observer.activation(operation, data[0])
+
+    # ---------------------------------------------------------------- the graph
+    def finish(self, output: Any) -> Graph:
+        """The graph of the pass that ended with `output`."""
+        out_stage = NETWORK_INPUT
+        for tensor in tensors_in(output):
+            stage = self._stage_of(self._producers.get(tensor, NETWORK_INPUT))
+            out_stage = max(out_stage, stage)
+            if self.observer:
+                self.observer.stage_output(stage, tensor)
+        stages = tuple(self._stage(index) for index in range(self._stages))
+        return Graph(tuple(self.operations), stages, out_stage, tuple(self.loss_operations))
+
+    def _stage(self, index: int) -> Stage:
+        members = tuple(op for op in self.operations if op.stage == index)
+        module, call = self._opened[index]
+        source = max((self._stage_of(i) for i in members[0].inputs), default=NETWORK_INPUT)
+        joined = {self._stage_of(i) for op in members[1:] for i in op.inputs} - {index}
+        return Stage(index, module, call, members, source, tuple(sorted(joined)))
+
+
+def _with_shape(operation: Operation, output: Tensor) -> Operation:
+    return replace(operation, shape=tuple(output.shape))
+
+
+def _fans(name: str, given: dict[str, Any]) -> Fans | None:
+    weight = given.get("weight")
+    if not isinstance(weight, Tensor):
+        return None
+    if name == "linear":
+        return linear_fans(weight.shape)
+    stride, groups = given.get("stride", 1), given.get("groups", 1)
+    stride = stride if isinstance(stride, (tuple, list)) else (stride,) * (weight.ndim - 2)
+    return convolution_fans(weight.shape, tuple(stride), groups, transposed=name in ops.TRANSPOSED)

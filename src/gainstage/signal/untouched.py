@@ -1,0 +1,88 @@
+"""Leave no trace: whatever happens inside, the model and the process are afterwards as they were."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+# kept by nn.Module itself; restored piece by piece below rather than by replacing the containers
+_CONTAINERS = ("_parameters", "_buffers", "_modules")
+
+
+@contextmanager
+def untouched(*modules: nn.Module) -> Iterator[None]:
+    """Restores on exit, also after an error: random states (Python, NumPy, torch on every device), and of every
+    submodule its buffers (values and identity), gradients, train flag and plain attributes, such as a hidden state that
+    a forward pass leaves behind. Parameters' values are not copied: nothing inside may change them.
+    """
+    randomness = _random_states()
+    states = [_ModuleState(m) for module in modules for m in module.modules()]
+    gradients = [(p, p.grad) for module in modules for p in module.parameters()]
+    copies = [None if grad is None else grad.detach().clone() for _, grad in gradients]
+    try:
+        yield
+    finally:
+        for state in states:
+            state.restore()
+        for (parameter, grad), copy in zip(gradients, copies, strict=True):
+            _restore_gradient(parameter, grad, copy)
+        _restore_random_states(randomness)
+
+
+class _ModuleState:
+    """One module without its children: attributes, and buffers by value."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self.attributes = {k: v for k, v in vars(module).items() if k not in _CONTAINERS}
+        self.parameters = dict(module._parameters)
+        self.buffers = {
+            name: (buffer, None if buffer is None else buffer.detach().clone())
+            for name, buffer in module._buffers.items()
+        }
+
+    def restore(self) -> None:
+        attributes = vars(self.module)
+        for name in set(attributes) - set(self.attributes) - set(_CONTAINERS):
+            del attributes[name]
+        attributes.update(self.attributes)
+        if any(self.module._parameters.get(k) is not v for k, v in self.parameters.items()):
+            self.module._parameters.clear()
+            self.module._parameters.update(self.parameters)
+        self.module._buffers.clear()
+        for name, (buffer, copy) in self.buffers.items():
+            self.module._buffers[name] = buffer
+            _restore_values(buffer, copy)
+
+
+def _restore_gradient(parameter: nn.Parameter, grad: torch.Tensor | None, copy: torch.Tensor | None) -> None:
+    parameter.grad = grad
+    _restore_values(grad, copy)
+
+
+def _restore_values(tensor: torch.Tensor | None, copy: torch.Tensor | None) -> None:
+    """Write only where something changed: a needless write would invalidate a graph that the user still holds."""
+    if tensor is None or copy is None or torch.equal(tensor, copy):
+        return
+    with torch.no_grad():
+        tensor.copy_(copy)
+
+
+def _random_states() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    return random.getstate(), np.random.get_state(), torch.random.get_rng_state(), cuda
+
+
+def _restore_random_states(states: tuple[Any, ...]) -> None:
+    python, numpy, cpu, cuda = states
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.random.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state_all(cuda)

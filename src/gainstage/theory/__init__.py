@@ -1,0 +1,32 @@
+"""What should flow: moments of activations, levels through layers, the chapter's table. Numbers only, no models."""
+
+from gainstage.theory.activations import KNOWN as KNOWN
+from gainstage.theory.activations import Activation as Activation
+from gainstage.theory.activations import leaky_relu as leaky_relu
+from gainstage.theory.activations import lookup as lookup
+from gainstage.theory.activations import selu_constants as selu_constants
+from gainstage.theory.decibels import decibels as decibels
+from gainstage.theory.decibels import ratio as ratio
+from gainstage.theory.fans import Fans as Fans
+from gainstage.theory.fans import convolution_fans as convolution_fans
+from gainstage.theory.fans import linear_fans as linear_fans
+from gainstage.theory.initialization import GLOROT as GLOROT
+from gainstage.theory.initialization import HE as HE
+from gainstage.theory.initialization import LECUN as LECUN
+from gainstage.theory.initialization import Scheme as Scheme
+from gainstage.theory.initialization import scheme_for as scheme_for
+from gainstage.theory.moments import Moments as Moments
+from gainstage.theory.moments import depth_scale as depth_scale
+from gainstage.theory.moments import moments as moments
+from gainstage.theory.moments import saturated_share as saturated_share
+from gainstage.theory.moments import signal_power as signal_power
+from gainstage.theory.moments import stationary_level as stationary_level
+from gainstage.theory.propagation import Level as Level
+from gainstage.theory.propagation import gradient_gain as gradient_gain
+from gainstage.theory.propagation import through_activation as through_activation
+from gainstage.theory.propagation import through_batch_norm as through_batch_norm
+from gainstage.theory.propagation import through_dropout as through_dropout
+from gainstage.theory.propagation import through_layer as through_layer
+from gainstage.theory.propagation import through_layer_norm as through_layer_norm
+from gainstage.theory.quadrature import expectation as expectation
+from gainstage.theory.quadrature import gaussian_nodes as gaussian_nodes
