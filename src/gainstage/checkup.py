@@ -90,4 +90,4 @@ def check_program(
         graph, ledger = trace(program.model, batch[0]), None
     else:
         graph, ledger = measure(program.model, program.loss, batch)
-    return Checkup(run_rules(rules, Context(program, graph, ledger), level), ledger, graph, level)
+    return Checkup(run_rules(rules, Context(program.model, graph, ledger, program), level), ledger, graph, level)

@@ -12,6 +12,7 @@ from torch import nn
 
 from gainstage.data import Batch
 from gainstage.program import Program, run_loss, run_model
+from gainstage.randomness import seeded
 
 DEFAULT_BATCH = 32
 
@@ -35,8 +36,7 @@ def train_briefly(program: Program, steps: int, seed: int) -> Trial:
 
     The random state of the process is left as it was.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         optimizer = program.make_optimizer()
         losses = [training_step(program, optimizer, batch) for batch in islice(_endless(program, seed), steps)]
     return Trial(tuple(losses))

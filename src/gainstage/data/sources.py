@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from gainstage.errors import BadInput
+from gainstage.randomness import seeded
 
 Batch = tuple[Any, Any]  # inputs, targets
 
@@ -157,8 +158,7 @@ class FromLoader:
         """The loader's own next batches, joined until `size` samples are there where they are plain tensors."""
         collected: list[Batch] = []
         generators = _LoaderRandomness(self.loader)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             for batch in self.loader:
                 collected.append(_as_pair(batch, "DataLoader"))
                 if not isinstance(collected[0][0], Tensor) or sum(len(x) for x, _ in collected) >= size:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from gainstage.nn import activation as make_activation
 from gainstage.remedies.base import CannotApply, Remedy, Transaction, Treatment, Undo, register
-from gainstage.remedies.initialization import redraw_stages
+from gainstage.remedies.initialization import redraw_stages, to_redraw
 from gainstage.signal import Graph, Operation, Stage, trace
 
 
@@ -24,8 +24,7 @@ class ReplaceActivation(Remedy):
             for path in dict.fromkeys(modules):
                 transaction.replace_module(treatment.program.model, path, make_activation(self.activation))
             graph = trace(treatment.program.model, treatment.program.source.sample(8, treatment.seed)[0])
-            names = {stage.name for stage in stages}
-            redraw_stages(treatment, graph, [s for s in graph.stages if s.name in names], transaction)
+            redraw_stages(treatment, graph, to_redraw(treatment, graph, stages), transaction)
         except BaseException:
             transaction.undo()
             raise

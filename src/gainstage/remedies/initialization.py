@@ -17,6 +17,14 @@ def redraw_stages(treatment: Treatment, graph: Graph, stages: Sequence[Stage], t
     initialize_stages(model, graph, stages, generator=treatment.generator())
 
 
+def to_redraw(treatment: Treatment, graph: Graph, treated: list[Stage]) -> list[Stage]:
+    """The treated stages; all there are in a network that has learned nothing yet."""
+    if is_untrained(treatment.program.model, graph):
+        return list(graph.stages)
+    names = {stage.name for stage in treated}
+    return [stage for stage in graph.stages if stage.name in names]
+
+
 @register
 class InitializeForActivation(Remedy):
     """Draw every layer's weights with the variance that fits what follows it; safe, for it refuses trained networks."""

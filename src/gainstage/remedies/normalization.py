@@ -11,7 +11,7 @@ from gainstage.errors import BadInput
 from gainstage.nn import batch_norm_after
 from gainstage.remedies.activation import activation_module
 from gainstage.remedies.base import CannotApply, Remedy, Transaction, Treatment, Undo, register
-from gainstage.remedies.initialization import redraw_stages
+from gainstage.remedies.initialization import redraw_stages, to_redraw
 from gainstage.signal import Graph, Stage
 
 
@@ -34,7 +34,7 @@ class InsertBatchNormalization(Remedy):
         if len({path for _, path, _ in plan}) < len(plan):
             raise CannotApply("several stages share one activation module; give each stage its own")
         transaction = Transaction()
-        redraw_stages(treatment, treatment.graph, stages, transaction)
+        redraw_stages(treatment, treatment.graph, to_redraw(treatment, treatment.graph, stages), transaction)
         for stage, path, norm in plan:
             pair = nn.Sequential(OrderedDict(normalization=norm, activation=model.get_submodule(path)))
             transaction.replace_module(model, path, pair)

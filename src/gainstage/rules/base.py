@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
+from torch import nn
+
 from gainstage.errors import BadInput
 from gainstage.program import Program
 from gainstage.signal import Graph, Ledger
@@ -52,11 +54,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Context:
-    """What a rule may look at. ledger is None at depth `static`."""
+    """What a rule may look at. ledger is None at depth `static`; program is None inside a user's own training loop."""
 
-    program: Program
+    model: nn.Module
     graph: Graph
     ledger: Ledger | None
+    program: Program | None = None
 
 
 class Rule(ABC):

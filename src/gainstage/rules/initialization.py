@@ -59,7 +59,7 @@ class InitializationDoesNotFitActivation(Rule):
     remedies = REPAIRS
 
     def check(self, context: Context) -> list[Finding]:
-        if not is_untrained(context.program.model, context.graph):
+        if not is_untrained(context.model, context.graph):
             return []
         off = [d for d in self._deviations(context) if d.sigmas > 5 and abs(d.decibels) > 1]
         small = [d for d in off if d.decibels < 0]
@@ -72,7 +72,7 @@ class InitializationDoesNotFitActivation(Rule):
         ]
 
     def _deviations(self, context: Context) -> list[Deviation]:
-        graph, model = context.graph, context.program.model
+        graph, model = context.graph, context.model
         hidden = [s for s in graph.stages if s.index != graph.output_stage and not s.skips]
         plain = [s for s in hidden if s.first("normalization") is None and s.layer.fans is not None]
         found = []

@@ -20,6 +20,7 @@ class Row:
     gradient: of the loss with respect to the stage's output. backward_gain: gradient at the stage's input over that at
     its output. dead: units that are zero on every sample (true rate below 3/samples at 95 % where none was seen).
     saturated: pre-activations where the activation no longer responds. weight, weight_gradient: of the layer's weight.
+    update: size of the optimiser's last true step (weight after minus before) relative to the weight; only while training.
     expected_gain, expected_backward_gain: theory, for the level that really came in and the weights as they are.
     """
 
@@ -39,6 +40,7 @@ class Row:
     saturated: float | None = None
     weight: float | None = None
     weight_gradient: float | None = None
+    update: float | None = None
 
     @property
     def gradient_norm_db(self) -> float | None:

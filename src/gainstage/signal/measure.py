@@ -169,6 +169,7 @@ def _row(graph: Graph, stage: Stage, readings: dict[Key, float], units: dict[int
         saturated=readings.get(("saturated", index)),
         weight=_root(readings, "weight", index),
         weight_gradient=_root(readings, "weight_gradient", index),
+        update=_size_ratio(readings, index),
         **_levels(readings, index),
     )
 
@@ -190,6 +191,11 @@ def _root(readings: dict[Key, float], quantity: str, index: int) -> float | None
 def _ratio(readings: dict[Key, float], quantity: str, top: int, bottom: int) -> float | None:
     above, below = _root(readings, quantity, top), _root(readings, quantity, bottom)
     return None if above is None or not below else above / below
+
+
+def _size_ratio(readings: dict[Key, float], index: int) -> float | None:
+    update, weight = _root(readings, "update", index), _root(readings, "weight", index)
+    return None if update is None or not weight else update / weight
 
 
 def _expected(graph: Graph, stage: Stage, readings: dict[Key, float]) -> tuple[float | None, float | None]:

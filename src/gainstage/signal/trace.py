@@ -59,7 +59,7 @@ class Tracer(TorchFunctionMode):
     def of(self, model: nn.Module) -> Iterator[None]:
         """Active while the model's forward pass runs inside; its hooks are gone afterwards, also after an error."""
         with ExitStack() as stack:
-            for module in model.modules():
+            for module in list(model.modules())[1:]:  # the model itself is the bottom of the stack
                 stack.callback(module.register_forward_pre_hook(self._enter_module).remove)
                 stack.callback(module.register_forward_hook(self._leave_module, always_call=True).remove)
             stack.enter_context(self)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
+
+from gainstage.randomness import preserved
 
 # kept by nn.Module itself; restored piece by piece below rather than by replacing the containers
 _CONTAINERS = ("_parameters", "_buffers", "_modules")
@@ -21,18 +20,17 @@ def untouched(*modules: nn.Module) -> Iterator[None]:
     submodule its buffers (values and identity), gradients, train flag and plain attributes, such as a hidden state that
     a forward pass leaves behind. Parameters' values are not copied: nothing inside may change them.
     """
-    randomness = _random_states()
     states = [_ModuleState(m) for module in modules for m in module.modules()]
     gradients = [(p, p.grad) for module in modules for p in module.parameters()]
     copies = [None if grad is None else grad.detach().clone() for _, grad in gradients]
     try:
-        yield
+        with preserved():
+            yield
     finally:
         for state in states:
             state.restore()
         for (parameter, grad), copy in zip(gradients, copies, strict=True):
             _restore_gradient(parameter, grad, copy)
-        _restore_random_states(randomness)
 
 
 class _ModuleState:
@@ -72,17 +70,3 @@ def _restore_values(tensor: torch.Tensor | None, copy: torch.Tensor | None) -> N
         return
     with torch.no_grad():
         tensor.copy_(copy)
-
-
-def _random_states() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
-    return random.getstate(), np.random.get_state(), torch.random.get_rng_state(), cuda
-
-
-def _restore_random_states(states: tuple[Any, ...]) -> None:
-    python, numpy, cpu, cuda = states
-    random.setstate(python)
-    np.random.set_state(numpy)
-    torch.random.set_rng_state(cpu)
-    if cuda is not None:
-        torch.cuda.set_rng_state_all(cuda)

@@ -1,0 +1,87 @@
+"""`gainstage demo`: the whole way, on real data, in under a minute."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from rich.rule import Rule
+from torch import nn
+
+from gainstage.checkup import check
+from gainstage.cli.screen import console, show
+from gainstage.data import load_digits
+from gainstage.errors import BadInput
+from gainstage.nn import dense_network
+from gainstage.repair import fix
+from gainstage.report import attempt_line, comparison_table
+from gainstage.training import Run, fit
+
+HIDDEN, UNITS = 20, 100
+BATCH = 64
+
+
+def villain(seed: int = 0) -> nn.Sequential:
+    """20 hidden layers of 100 logistic units, weights from N(0, 1): what everyone did before 2010."""
+    generator = torch.Generator().manual_seed(seed)
+    return dense_network(
+        64, [UNITS] * HIDDEN, 10, activation="logistic", initializer=lambda weight: weight.normal_(generator=generator)
+    )
+
+
+def optimizer(parameters) -> torch.optim.Optimizer:
+    """The same for both trainings."""
+    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
+
+
+def run(folder: Path, epochs: int) -> None:
+    """Check, fix, train before and after, and write everything to `folder`."""
+    torch.set_num_threads(min(torch.get_num_threads(), 2))
+    folder = _writable(folder)
+    train, valid = load_digits()
+    loss = nn.CrossEntropyLoss()
+    original = villain()
+    repaired = copy.deepcopy(original)
+
+    _title(f"check: {HIDDEN} hidden layers of {UNITS} logistic units, weights from N(0, 1), on {train.samples} digits")
+    checkup = check(original, loss, train)
+    show(checkup)
+
+    _title("fix: remedies one by one, each proved by short trainings, else undone")
+    result = fix(
+        repaired, loss, train, optimizer=optimizer, batch_size=BATCH, level="trial", unsafe=True,
+        on_attempt=lambda attempt: show(attempt_line(attempt)),
+    )  # fmt: skip
+    show("")
+    show(result.after)
+
+    _title(f"fit: both networks, {epochs} epochs, the same optimiser and order of data")
+    settings = {"optimizer": optimizer, "epochs": epochs, "batch_size": BATCH}
+    runs: dict[str, Run] = {
+        name: fit(model, loss, train, valid, folder=folder / name, label=name, **settings)
+        for name, model in (("original", original), ("repaired", repaired))
+    }
+    show("")
+    show(comparison_table(runs))
+    _save(folder, {"check": checkup.to_json(), "fix": result.to_json()})
+
+
+def _title(text: str) -> None:
+    out = console()
+    out.print()
+    out.print(Rule(text, align="left", style="dim"))
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be written ({error}); choose another with --folder") from error
+    return folder
+
+
+def _save(folder: Path, documents: dict[str, str]) -> None:
+    for name, document in documents.items():
+        (folder / f"{name}.json").write_text(document + "\n", encoding="utf-8")
+    show(f"written to {folder}/: check.json, fix.json; original/ and repaired/ with run.sqlite, run.json, weights.safetensors")

@@ -1,0 +1,48 @@
+"""What the commands print on, and how they end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from gainstage.errors import GainstageError
+
+HEALTHY, FINDINGS, BAD_INPUT = 0, 1, 2
+
+
+def console() -> Console:
+    """Standard output: colour on a terminal (NO_COLOR honoured), plain text in a pipe, COLUMNS wide."""
+    return Console(highlight=False)
+
+
+def show(result: Any) -> None:
+    """Print a result, without trailing blanks in a pipe."""
+    out = console()
+    if out.is_terminal:
+        out.print(result)
+    else:
+        from gainstage.report import to_text
+
+        lines = to_text(result, out.width).splitlines()
+        sys.stdout.write("\n".join(line.rstrip() for line in lines) + "\n")
+        sys.stdout.flush()
+
+
+def write(text: str) -> None:
+    """Print text as it is, for other programs to read."""
+    sys.stdout.write(text + "\n")
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turn an error that the user can solve into one sentence on standard error and exit code 2."""
+    try:
+        yield
+    except GainstageError as error:
+        sys.stderr.write(f"gainstage: {error}\n")
+        raise typer.Exit(BAD_INPUT) from None
