@@ -53,7 +53,7 @@ def check(
     batch_size: int | None = None,
     epochs: int | None = None,
     valid: Any = None,
-    level: Depth = "preflight",
+    level: str = "preflight",
     select: Iterable[str] | None = None,
     ignore: Iterable[str] | None = None,
     seed: int = 0,
@@ -66,28 +66,32 @@ def check(
     train or eval mode they are in.
     Raises BadInput, in one sentence, when something handed in cannot be used.
     """
-    program = as_program(
-        model, loss, data, optimizer=optimizer, batch_size=batch_size, epochs=epochs, valid=valid
-    )
+    program = as_program(model, loss, data, optimizer=optimizer, batch_size=batch_size, epochs=epochs, valid=valid)
     return check_program(program, level=level, select=select, ignore=ignore, seed=seed)
 
 
 def check_program(
     program: Program,
     *,
-    level: Depth = "preflight",
+    level: str = "preflight",
     select: Iterable[str] | None = None,
     ignore: Iterable[str] | None = None,
     seed: int = 0,
 ) -> Checkup:
     """The same for a Program."""
-    if level not in LEVELS:
-        raise BadInput(f"no level is called {level!r}; known are: {', '.join(LEVELS)}")
+    depth = _depth(level)
     rules = choose(select, ignore)
     batch = program.source.sample(max(SAMPLES, program.batch_size or 0), seed)
-    if level == "static":
+    if depth == "static":
         check_batch(*batch)
         graph, ledger = trace(program.model, batch[0]), None
     else:
         graph, ledger = measure(program.model, program.loss, batch)
-    return Checkup(run_rules(rules, Context(program.model, graph, ledger, program), level), ledger, graph, level)
+    return Checkup(run_rules(rules, Context(program.model, graph, ledger, program), depth), ledger, graph, depth)
+
+
+def _depth(level: str) -> Depth:
+    for known in LEVELS:
+        if level == known:
+            return known
+    raise BadInput(f"no level is called {level!r}; known are: {', '.join(LEVELS)}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gainstage.data import Batch, Source, as_source
+from gainstage.data import Source, as_source
 from gainstage.errors import BadInput, GainstageError
 from gainstage.optimizers import OptimizerLike, make_optimizer
 
@@ -146,7 +146,8 @@ def _check_devices(model: nn.Module, x: Any) -> None:
     if parameter is None or tensor is None or parameter.device == tensor.device:
         return
     raise BadInput(
-        f"the model is on {parameter.device} and its data on {tensor.device}; move one of them, for example x.to('{parameter.device}')"
+        f"the model is on {parameter.device} and its data on {tensor.device}; "
+        f"move one of them, for example x.to('{parameter.device}')"
     )
 
 
@@ -178,7 +179,8 @@ def check_batch(x: Any, y: Any) -> int:
     samples = 0 if tensor is None or tensor.ndim == 0 else len(tensor)
     if samples < 2:
         raise BadInput(
-            f"a batch of {samples} sample{'s' * (samples != 1)} cannot be measured: the signal is what differs between samples; give at least two"
+            f"a batch of {samples} sample{'s' * (samples != 1)} cannot be measured: "
+            "the signal is what differs between samples; give at least two"
         )
     return samples
 

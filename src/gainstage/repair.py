@@ -17,7 +17,7 @@ from gainstage.display import Displayed
 from gainstage.errors import GainstageError
 from gainstage.program import Program, as_program
 from gainstage.remedies import REGISTRY, CannotApply, Remedy, Treatment
-from gainstage.rules import Depth, Finding, flatten
+from gainstage.rules import Finding, flatten
 from gainstage.trial import redraw, train_briefly
 
 TRIAL_SEEDS = 3
@@ -97,7 +97,9 @@ class Fix(Displayed):
 
     def diff(self) -> str:
         """A unified diff of the network, one line a module with the size of its weights; empty when nothing changed."""
-        lines = difflib.unified_diff(self.description_before, self.description_after, "before", "after", lineterm="", n=1)
+        lines = difflib.unified_diff(
+            self.description_before, self.description_after, "before", "after", lineterm="", n=1
+        )
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def fix(
     batch_size: int | None = None,
     epochs: int | None = None,
     valid: Any = None,
-    level: Depth = "preflight",
+    level: str = "preflight",
     select: Iterable[str] | None = None,
     ignore: Iterable[str] | None = None,
     seed: int = 0,
@@ -135,18 +137,25 @@ def fix(
     or what was learned are tried only with unsafe=True. on_attempt is called after each attempt.
     Other arguments and errors are those of check().
     """
-    program = as_program(
-        model, loss, data, optimizer=optimizer, batch_size=batch_size, epochs=epochs, valid=valid
-    )
+    program = as_program(model, loss, data, optimizer=optimizer, batch_size=batch_size, epochs=epochs, valid=valid)
     described = describe(program.model)
-    doctor = _Doctor(program, {"level": level, "select": _tuple(select), "ignore": _tuple(ignore), "seed": seed}, unsafe)
+    doctor = _Doctor(
+        program, {"level": level, "select": _tuple(select), "ignore": _tuple(ignore), "seed": seed}, unsafe
+    )
     before = doctor.current
     for attempt in doctor.treat():
         if on_attempt is not None:
             on_attempt(attempt)
     applied, rejected = ([a for a in doctor.attempts if a.kept is kept] for kept in (True, False))
     return Fix(
-        program, before, doctor.current, tuple(applied), tuple(rejected), doctor.hidden, described, describe(program.model)
+        program,
+        before,
+        doctor.current,
+        tuple(applied),
+        tuple(rejected),
+        doctor.hidden,
+        described,
+        describe(program.model),
     )
 
 

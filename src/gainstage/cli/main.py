@@ -20,7 +20,9 @@ app = typer.Typer(
 
 Target = Annotated[
     str,
-    typer.Argument(help="path/to/file.py:build or package.module:build, a callable that returns a Program or (model, loss, data)"),
+    typer.Argument(
+        help="path/to/file.py:build or package.module:build, a callable that returns a Program or (model, loss, data)"
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Level = Annotated[str, typer.Option(help="static, preflight or trial.")]
@@ -30,7 +32,12 @@ Seed = Annotated[int, typer.Option(help="Seed of the samples, of new weights and
 
 @app.command()
 def check(
-    target: Target, level: Level = "preflight", select: Codes = None, ignore: Codes = None, seed: Seed = 0, as_json: AsJson = False
+    target: Target,
+    level: Level = "preflight",
+    select: Codes = None,
+    ignore: Codes = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a network on its data and list what is wrong. Exit code 0: healthy, 1: findings, 2: bad input."""
     with clear_errors():
@@ -39,7 +46,11 @@ def check(
 
         loaded = load(target)
         checkup = check_program(
-            loaded.program, level=level, select=_codes(select), ignore=[*(_codes(ignore) or ()), *loaded.ignored], seed=seed  # type: ignore[arg-type]
+            loaded.program,
+            level=level,
+            select=_codes(select),
+            ignore=[*(_codes(ignore) or ()), *loaded.ignored],
+            seed=seed,
         )
         write(checkup.to_json()) if as_json else show(checkup)
     raise typer.Exit(HEALTHY if checkup.healthy else FINDINGS)
@@ -48,9 +59,11 @@ def check(
 @app.command()
 def fix(
     target: Target,
-    unsafe: Annotated[bool, typer.Option("--unsafe", help="Also try remedies that change the function family.")] = False,
+    unsafe: Annotated[
+        bool, typer.Option("--unsafe", help="Also try remedies that change the function family.")
+    ] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Print what would change, as a diff.")] = False,
-    save: Annotated[Optional[Path], typer.Option(help="Write the repaired weights to this safetensors file.")] = None,  # noqa: UP045
+    save: Annotated[Path | None, typer.Option(help="Write the repaired weights to this safetensors file.")] = None,
     level: Level = "preflight",
     select: Codes = None,
     ignore: Codes = None,
@@ -64,7 +77,7 @@ def fix(
 
         loaded = load(target)
         result = repair(
-            loaded.program, level=level, select=_codes(select), ignore=[*(_codes(ignore) or ()), *loaded.ignored],  # type: ignore[arg-type]
+            loaded.program, level=level, select=_codes(select), ignore=[*(_codes(ignore) or ()), *loaded.ignored],
             seed=seed, unsafe=unsafe,
         )  # fmt: skip
         if as_json:
@@ -86,7 +99,9 @@ def train(
     epochs: Annotated[Optional[int], typer.Option(help="Passes over the data.")] = None,  # noqa: UP045
     batch_size: Annotated[Optional[int], typer.Option(help="Samples in a step.")] = None,  # noqa: UP045
     optimizer: Annotated[Optional[str], typer.Option(help="Name of an optimiser, such as adam.")] = None,  # noqa: UP045
-    patience: Annotated[Optional[int], typer.Option(help="Stop after so many epochs without a lower validation loss.")] = None,  # noqa: UP045
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many epochs without a lower validation loss.")
+    ] = None,
     folder: Annotated[Optional[Path], typer.Option(help="Where readings, metrics and weights go.")] = None,  # noqa: UP045
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -98,7 +113,13 @@ def train(
 
         program = load(target).program
         run = fit(
-            program, optimizer=optimizer, epochs=epochs, batch_size=batch_size, seed=seed, folder=folder, patience=patience
+            program,
+            optimizer=optimizer,
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+            folder=folder,
+            patience=patience,
         )
         write(run.to_json()) if as_json else show(run)
         if folder is not None and not as_json:
@@ -111,7 +132,8 @@ def rules(as_json: AsJson = False) -> None:
     from gainstage.rules import choose, sections
 
     records = [
-        {"code": r.code, "name": r.name, "depth": r.depth, "status": r.status, "summary": sections(r)[""]} for r in choose()
+        {"code": r.code, "name": r.name, "depth": r.depth, "status": r.status, "summary": sections(r)[""]}
+        for r in choose()
     ]
     if as_json:
         write(json.dumps(records, indent=2))
@@ -122,14 +144,22 @@ def rules(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def explain(code: Annotated[str, typer.Argument(help="Code or name of a rule, such as G101.")], as_json: AsJson = False) -> None:
+def explain(
+    code: Annotated[str, typer.Argument(help="Code or name of a rule, such as G101.")],
+    as_json: AsJson = False,
+) -> None:
     """Print the documentation of a rule."""
     with clear_errors():
         from gainstage.rules import find_rule, sections
 
         rule = find_rule(code)
         if as_json:
-            write(json.dumps({"code": rule.code, "name": rule.name, "depth": rule.depth, "sections": sections(rule)}, indent=2))
+            write(
+                json.dumps(
+                    {"code": rule.code, "name": rule.name, "depth": rule.depth, "sections": sections(rule)},
+                    indent=2,
+                )
+            )
         else:
             from gainstage.report import rule_page
 
@@ -139,7 +169,7 @@ def explain(code: Annotated[str, typer.Argument(help="Code or name of a rule, su
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
-    epochs: Annotated[int, typer.Option(help="Passes over the data for each of the two trainings.")] = 30,
+    epochs: Annotated[int, typer.Option(help="Passes over the data for each of the two trainings.")] = 5,
 ) -> None:
     """Check, fix and train a 20-layer network that will not learn, on scikit-learn's digits."""
     with clear_errors():

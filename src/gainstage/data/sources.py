@@ -20,7 +20,10 @@ Batch = tuple[Any, Any]  # inputs, targets
 class Source(Protocol):
     """Anything that yields batches of (inputs, targets)."""
 
-    samples: int | None  # None when unknown
+    @property
+    def samples(self) -> int | None:
+        """Number of samples; None when unknown."""
+        ...
 
     def sample(self, size: int, seed: int) -> Batch:
         """One representative batch of at most `size` samples, the same for the same seed."""
@@ -40,7 +43,9 @@ def as_source(data: Any) -> Source:
         return data
     if isinstance(data, DataLoader):
         return FromLoader(data)
-    if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Sequence)):
+    if isinstance(data, Dataset) or (
+        hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Sequence)
+    ):
         return FromDataset(data)  # type: ignore[arg-type]
     if isinstance(data, (tuple, list)) and len(data) == 2:
         return InMemory.of(*data)
@@ -83,7 +88,8 @@ class InMemory:
         size = len(y) if y.ndim else 0
         if sizes != {size}:
             raise BadInput(
-                f"inputs and targets differ in length ({', '.join(map(str, sorted(sizes)))} and {size}); give one target for each input"
+                f"inputs and targets differ in length ({', '.join(map(str, sorted(sizes)))} and {size}); "
+                "give one target for each input"
             )
         if size == 0:
             raise BadInput("the data set is empty: there is no sample to measure; give at least two")
@@ -165,7 +171,9 @@ class FromLoader:
                     break
         generators.restore()
         if not collected:
-            raise BadInput("the DataLoader yields no batch: its data set is empty, or smaller than a batch with drop_last")
+            raise BadInput(
+                "the DataLoader yields no batch: its data set is empty, or smaller than a batch with drop_last"
+            )
         if len(collected) == 1:
             return collected[0]
         x, y = zip(*collected, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,10 @@ class RunStore:
         except (OSError, sqlite3.Error) as error:
             raise BadInput(f"the run folder {folder} cannot be written ({error}); choose another folder") from error
 
-    def add_readings(self, step: int, rows: list[Mapping[str, Any]]) -> None:
+    def add_readings(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """One ledger: every number of every stage."""
         values = [
-            (step, row["name"], key, value)
-            for row in rows
-            for key, value in row.items()
-            if isinstance(value, float)
+            (step, row["name"], key, value) for row in rows for key, value in row.items() if isinstance(value, float)
         ]
         with self._database as transaction:
             transaction.executemany("INSERT INTO readings VALUES (?, ?, ?, ?)", values)

@@ -58,13 +58,28 @@ def watch(
     previous = _watching(model)
     if previous is not None:
         previous.close()
-    return Monitor(model, optimizer, Sampler(every, budget), log, on_finding, None if folder is None else RunStore(folder))
+    return Monitor(
+        model,
+        optimizer,
+        Sampler(every, budget),
+        log,
+        on_finding,
+        None if folder is None else RunStore(folder),
+    )
 
 
 class Monitor:
     """What watch() returns: `ledger` (the latest), `history` (all readings), `findings` (each once), `close()`."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, sampler: Sampler, log, on_finding, store: RunStore | None):
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        sampler: Sampler,
+        log,
+        on_finding,
+        store: RunStore | None,
+    ):
         self.model, self.sampler, self.store = model, sampler, store
         self.log, self.on_finding = log, on_finding
         self.step = 0
@@ -224,7 +239,17 @@ def _watching(model: nn.Module) -> Monitor | None:
 
 
 def _scalars(step: int, ledger: Ledger) -> dict[str, float]:
-    quantities = ("signal", "offset", "similarity", "gain", "gradient", "backward_gain", "dead", "saturated", "update")
+    quantities = (
+        "signal",
+        "offset",
+        "similarity",
+        "gain",
+        "gradient",
+        "backward_gain",
+        "dead",
+        "saturated",
+        "update",
+    )
     numbers = {
         f"{row.name}/{quantity}": value
         for row in ledger.rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ def dense_network(
     if min(sizes) < 1:
         raise BadInput(f"every layer needs at least one unit, got sizes {sizes}")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for number, (fan_in, fan_out) in enumerate(zip(sizes[:-2], sizes[1:-1], strict=True), start=1):
+    for number, (fan_in, fan_out) in enumerate(pairwise(sizes[:-1]), start=1):
         layers[f"hidden{number}"] = nn.Linear(fan_in, fan_out)
         layers[f"activation{number}"] = activations.make(activation)
     layers["output"] = nn.Linear(sizes[-2], outputs)

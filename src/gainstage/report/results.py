@@ -51,18 +51,27 @@ def _(checkup: Checkup, width: int) -> Group:
 def verdict(checkup: Checkup) -> Text:
     """The last line of a checkup."""
     found, folded = len(checkup.findings), len(flatten(checkup.findings)) - len(checkup.findings)
-    text = Text("healthy: no rule fired", style="bold green") if not found else Text(figures.count(found, "finding"), style="bold")
+    text = (
+        Text("healthy: no rule fired", style="bold green")
+        if not found
+        else Text(figures.count(found, "finding"), style="bold")
+    )
     if folded:
         text.append(f" with {figures.count(folded, 'consequence')}")
     if checkup.ledger is not None:
-        text.append(f"; measured on {figures.count(checkup.ledger.samples, 'sample')}, loss {checkup.ledger.loss:.4g}", style="dim")
+        text.append(
+            f"; measured on {figures.count(checkup.ledger.samples, 'sample')}, loss {checkup.ledger.loss:.4g}",
+            style="dim",
+        )
     return text.append(f"; {checkup.graph.coverage}", style="dim")
 
 
 def attempt_line(attempt: Attempt) -> Text:
     """One remedy tried: kept or undone, and why."""
     mark, style = ("kept  ", "bold green") if attempt.kept else ("undone", "bold yellow")
-    text = Text.assemble((mark, style), f"  {attempt.remedy} ({attempt.safety}) for {attempt.finding}: {attempt.reason}")
+    text = Text.assemble(
+        (mark, style), f"  {attempt.remedy} ({attempt.safety}) for {attempt.finding}: {attempt.reason}"
+    )
     if attempt.trial is not None:
         losses = [attempt.trial.unchanged, attempt.trial.redrawn, attempt.trial.treated]
         mean = [f"{sum(values) / len(values):.3g}" for values in losses]
@@ -104,7 +113,10 @@ def _side_by_side(fix: Fix) -> Table:
         ("findings", _codes),
         ("signal at the last hidden stage, dB", lambda c: _hidden(c, "signal", last=True)),
         ("gradient at the first stage, dB", lambda c: _hidden(c, "gradient", last=False)),
-        ("loss on the measured batch", lambda c: figures.number(c.ledger.loss) if c.ledger else figures.NOT_OBSERVED),
+        (
+            "loss on the measured batch",
+            lambda c: figures.number(c.ledger.loss) if c.ledger else figures.NOT_OBSERVED,
+        ),
     ):
         table.add_row(name, value(fix.before), value(fix.after))
     return table
@@ -124,7 +136,9 @@ def _hidden(checkup: Checkup, quantity: str, last: bool) -> str:
 
 @render.register
 def _(run: Run, width: int) -> Group:
-    best = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in run.best.items() if name not in ("epoch", "seconds"))
+    best = ", ".join(
+        f"{name.replace('_', ' ')} {value:.4g}" for name, value in run.best.items() if name not in ("epoch", "seconds")
+    )
     lines: list[RenderableType] = [
         f"trained {figures.count(len(run.history), 'epoch')} in {run.seconds:.1f} s (watching took {run.overhead:.1%})",
         f"best epoch {run.best.get('epoch', 0):.0f}: {best}" if best else "no epoch ended with a finite loss",

@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import nn
 
@@ -82,14 +82,21 @@ class Rule(ABC):
     ) -> Finding:
         """A finding of this rule."""
         return Finding(
-            self.code, self.name, severity or self.severity, tuple(where), evidence, message, remedies=self.remedies
+            self.code,
+            self.name,
+            severity or self.severity,
+            tuple(where),
+            evidence,
+            message,
+            remedies=self.remedies,
         )
 
 
 REGISTRY: dict[str, type[Rule]] = {}
+AnyRule = TypeVar("AnyRule", bound=Rule)
 
 
-def register(rule: type[Rule]) -> type[Rule]:
+def register(rule: type[AnyRule]) -> type[AnyRule]:
     """Class decorator: enters a rule under its code; a code or name used twice is an error of ours."""
     if rule.code in REGISTRY or any(known.name == rule.name for known in REGISTRY.values()):
         raise ValueError(f"rule {rule.code} {rule.name} is registered already")
@@ -100,7 +107,10 @@ def register(rule: type[Rule]) -> type[Rule]:
 def sections(rule: type[Rule]) -> dict[str, str]:
     """The rule's documentation by heading, with the summary under the empty heading."""
     parts = re.split(r"^## (.+)$", inspect.cleandoc(rule.__doc__ or ""), flags=re.MULTILINE)
-    return {"": parts[0].strip(), **{h.strip(): text.strip() for h, text in zip(parts[1::2], parts[2::2], strict=True)}}
+    return {
+        "": parts[0].strip(),
+        **{h.strip(): text.strip() for h, text in zip(parts[1::2], parts[2::2], strict=True)},
+    }
 
 
 def find_rule(code_or_name: str) -> type[Rule]:

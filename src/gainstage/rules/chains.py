@@ -51,7 +51,8 @@ def describe_fall(fall: Fall, expected: Sequence[float | None]) -> str:
     if math.isinf(fall.size):
         return "to exactly zero"
     steps = abs(fall.stop - fall.start)
-    text = f"x{ratio(-fall.size):.2g} (-{fall.size:.0f} dB) over {steps} stage{'s' * (steps > 1)}, -{fall.size / steps:.1f} dB each"
+    total = f"x{ratio(-fall.size):.2g} (-{fall.size:.0f} dB) over {steps} stage{'s' * (steps > 1)}"
+    text = f"{total}, -{fall.size / steps:.1f} dB each"
     mean = mean_decibels(expected)
     return text if mean is None else f"{text}; theory for these weights: {mean:+.1f} dB each"
 

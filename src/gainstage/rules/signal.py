@@ -100,7 +100,10 @@ class SaturatedUnits(Rule):
         worst = max(shares)
         activation = context.graph.stages[flat[0].index].activation
         kind = activation.name if activation else "activation"
-        message = f"{span_name(flat)}: {min(shares):.0%} to {worst:.0%} of the {kind} inputs lie where its slope is below 5 % of its maximum"
+        message = (
+            f"{span_name(flat)}: {min(shares):.0%} to {worst:.0%} of the {kind} inputs lie where its slope is below "
+            "5 % of its maximum"
+        )
         evidence = {"saturated_share": worst, "mean_share": sum(shares) / len(shares)}
         return [self.finding([row.name for row in flat], message, evidence, "error" if worst >= 0.5 else "warning")]
 

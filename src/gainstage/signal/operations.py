@@ -10,23 +10,40 @@ from torch.nn import functional as F
 
 from gainstage.theory import Activation, lookup
 
-Kind = Literal["layer", "normalization", "activation", "softmax", "dropout", "pool", "add", "multiply", "join", "reshape", "unknown"]
+Kind = Literal[
+    "layer",
+    "normalization",
+    "activation",
+    "softmax",
+    "dropout",
+    "pool",
+    "add",
+    "multiply",
+    "join",
+    "reshape",
+    "unknown",
+]
 
 CONVOLUTIONS = {f"conv{n}d" for n in (1, 2, 3)}
 TRANSPOSED = {f"conv_transpose{n}d" for n in (1, 2, 3)}
 LAYERS = {"linear", *CONVOLUTIONS, *TRANSPOSED}
-NORMALIZATIONS = {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "normalize", "local_response_norm"}
+NORMALIZATIONS = {
+    "batch_norm",
+    "layer_norm",
+    "group_norm",
+    "instance_norm",
+    "rms_norm",
+    "normalize",
+    "local_response_norm",
+}
 DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
 SOFTMAXES = {"softmax", "log_softmax", "softmin"}
 ADDITIONS = {"add", "iadd", "radd", "sub", "isub", "rsub"}
 PRODUCTS = {"mul", "imul", "rmul", "div", "truediv", "idiv", "itruediv", "neg"}
 JOINS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}
-RESHAPES = {
-    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "movedim", "swapaxes",
-    "contiguous", "getitem", "chunk", "split", "unbind", "narrow", "select", "expand", "repeat", "tile", "flip", "roll",
-    "to", "float", "double", "half", "bfloat16", "type", "type_as", "cpu", "cuda", "clone", "detach", "pad", "view_as", "reshape_as",
-    "expand_as", "ravel", "broadcast_to", "pixel_shuffle", "pixel_unshuffle",
-}  # fmt: skip
+RESHAPES = set(
+    ["view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "movedim", "swapaxes", "contiguous", "getitem", "chunk", "split", "unbind", "narrow", "select", "expand", "repeat", "tile", "flip", "roll", "to", "float", "double", "half", "bfloat16", "type", "type_as", "cpu", "cuda", "clone", "detach", "pad", "view_as", "reshape_as", "expand_as", "ravel", "broadcast_to", "pixel_shuffle", "pixel_unshuffle"]
+)
 ACTIVATIONS = {
     "relu": "relu", "sigmoid": "logistic", "tanh": "tanh", "leaky_relu": "leaky_relu", "rrelu": "rrelu", "prelu": "prelu",
     "elu": "elu", "selu": "selu", "celu": "celu", "gelu": "gelu", "silu": "silu", "mish": "mish", "softplus": "softplus",
@@ -35,13 +52,9 @@ ACTIVATIONS = {
 RECTIFIERS = ("relu", "relu6")  # exactly zero on one side: a unit can die
 
 # bookkeeping that carries no signal: asked of a tensor, or made from nothing
-SILENT = {
-    "get", "set", "size", "dim", "ndimension", "numel", "nelement", "len", "stride", "is_floating_point", "is_complex", "item", "tolist",
-    "requires_grad_", "register_hook", "is_contiguous", "element_size", "data_ptr", "storage_offset", "is_same_size", "bool",
-    "zeros", "ones", "empty", "full", "arange", "linspace", "eye", "tensor", "as_tensor", "rand", "randn", "randint", "randperm",
-    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_empty",
-    "new_tensor", "new_full", "bernoulli", "manual_seed", "repr", "str", "format", "get_device", "hash", "index", "int",
-}  # fmt: skip
+SILENT = set(
+    ["get", "set", "size", "dim", "ndimension", "numel", "nelement", "len", "stride", "is_floating_point", "is_complex", "item", "tolist", "requires_grad_", "register_hook", "is_contiguous", "element_size", "data_ptr", "storage_offset", "is_same_size", "bool", "zeros", "ones", "empty", "full", "arange", "linspace", "eye", "tensor", "as_tensor", "rand", "randn", "randint", "randperm", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_empty", "new_tensor", "new_full", "bernoulli", "manual_seed", "repr", "str", "format", "get_device", "hash", "index", "int"]
+)
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -49,7 +49,9 @@ class Tracer(TorchFunctionMode):
         self._paths = {id(module): name for name, module in model.named_modules()}
         self._module_stack: list[str] = [""]
         self._producers: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor -> index of operation
-        self._derived: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor -> names of parameters it is made of
+        self._derived: WeakTensorKeyDictionary = (
+            WeakTensorKeyDictionary()
+        )  # tensor -> names of parameters it is made of
         self._stages = 0
         self._calls: dict[str, int] = {}
         self._opened: list[tuple[str, int]] = []
@@ -131,7 +133,7 @@ class Tracer(TorchFunctionMode):
     def _open(self, name: str, data, parameters, args, kwargs) -> Operation:
         """Describe an operation; a layer opens a new stage, anything else joins the latest stage it takes from."""
         kind = ops.kind_of(name)
-        inputs = tuple(dict.fromkeys(self._producers.get(t, NETWORK_INPUT) for t in data))
+        inputs = tuple(dict.fromkeys(self._producer(t) for t in data))
         if kind == "layer":
             stage = self._stages
             self._stages += 1
@@ -158,6 +160,10 @@ class Tracer(TorchFunctionMode):
             fans=_fans(name, given) if kind == "layer" else None,
         )
 
+    def _producer(self, tensor: Tensor) -> int:
+        index = self._producers.get(tensor)
+        return NETWORK_INPUT if index is None else index
+
     def _stage_of(self, operation: int) -> int:
         return NETWORK_INPUT if operation == NETWORK_INPUT else self.operations[operation].stage
 
@@ -166,7 +172,7 @@ class Tracer(TorchFunctionMode):
         if self.observer is None:
             return
         for tensor in data:
-            origin = self._stage_of(self._producers.get(tensor, NETWORK_INPUT))
+            origin = self._stage_of(self._producer(tensor))
             if origin != operation.stage:
                 self.observer.stage_output(origin, tensor)
         given = ops.arguments_of(operation.name, args, kwargs)
@@ -180,7 +186,7 @@ class Tracer(TorchFunctionMode):
         """The graph of the pass that ended with `output`."""
         out_stage = NETWORK_INPUT
         for tensor in tensors_in(output):
-            stage = self._stage_of(self._producers.get(tensor, NETWORK_INPUT))
+            stage = self._stage_of(self._producer(tensor))
             out_stage = max(out_stage, stage)
             if self.observer:
                 self.observer.stage_output(stage, tensor)

@@ -75,7 +75,6 @@ def signal_power(activation: Activation, q: float, signal: float) -> float:
     return float((_HERMITE_WEIGHTS[:, None] * weights * gap**2).sum()) / 2
 
 
-
 def depth_scale(chi: float) -> float:
     """Layers over which a small difference changes by a factor e in power: 1 / |ln chi| (Schoenholz 2017)."""
     if chi <= 0:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from gainstage.errors import BadInput
@@ -58,7 +57,9 @@ def fit(
     if schedule is not None and not callable(schedule):
         raise BadInput(f"schedule must be a callable that takes the optimiser, got {schedule!r}")
     if patience is not None and program.valid is None:
-        raise BadInput("patience counts epochs without a better validation loss, so it needs validation data: give valid=")
+        raise BadInput(
+            "patience counts epochs without a better validation loss, so it needs validation data: give valid="
+        )
     count = program.epochs or DEFAULT_EPOCHS
     with ExitStack() as stack:
         stack.enter_context(seeded(seed))
@@ -75,7 +76,14 @@ def fit(
 class _Loop:
     """The state of one training."""
 
-    def __init__(self, program: Program, optimizer: Optimizer, schedule: Any, store: RunStore | None, patience: int | None):
+    def __init__(
+        self,
+        program: Program,
+        optimizer: Optimizer,
+        schedule: Any,
+        store: RunStore | None,
+        patience: int | None,
+    ):
         self.program, self.optimizer, self.schedule = program, optimizer, schedule
         self.store, self.patience = store, patience
         self.history: list[dict[str, float]] = []
