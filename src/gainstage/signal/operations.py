@@ -41,9 +41,13 @@ SOFTMAXES = {"softmax", "log_softmax", "softmin"}
 ADDITIONS = {"add", "iadd", "radd", "sub", "isub", "rsub"}
 PRODUCTS = {"mul", "imul", "rmul", "div", "truediv", "idiv", "itruediv", "neg"}
 JOINS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}
-RESHAPES = set(
-    ["view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "movedim", "swapaxes", "contiguous", "getitem", "chunk", "split", "unbind", "narrow", "select", "expand", "repeat", "tile", "flip", "roll", "to", "float", "double", "half", "bfloat16", "type", "type_as", "cpu", "cuda", "clone", "detach", "pad", "view_as", "reshape_as", "expand_as", "ravel", "broadcast_to", "pixel_shuffle", "pixel_unshuffle"]
-)
+RESHAPES = {
+    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "movedim",
+    "swapaxes", "contiguous", "getitem", "chunk", "split", "unbind", "narrow", "select", "expand", "repeat", "tile",
+    "flip", "roll", "to", "float", "double", "half", "bfloat16", "type", "type_as", "cpu", "cuda", "clone",
+    "detach", "pad", "view_as", "reshape_as", "expand_as", "ravel", "broadcast_to", "pixel_shuffle",
+    "pixel_unshuffle",
+}  # fmt: skip
 ACTIVATIONS = {
     "relu": "relu", "sigmoid": "logistic", "tanh": "tanh", "leaky_relu": "leaky_relu", "rrelu": "rrelu", "prelu": "prelu",
     "elu": "elu", "selu": "selu", "celu": "celu", "gelu": "gelu", "silu": "silu", "mish": "mish", "softplus": "softplus",
@@ -52,9 +56,14 @@ ACTIVATIONS = {
 RECTIFIERS = ("relu", "relu6")  # exactly zero on one side: a unit can die
 
 # bookkeeping that carries no signal: asked of a tensor, or made from nothing
-SILENT = set(
-    ["get", "set", "size", "dim", "ndimension", "numel", "nelement", "len", "stride", "is_floating_point", "is_complex", "item", "tolist", "requires_grad_", "register_hook", "is_contiguous", "element_size", "data_ptr", "storage_offset", "is_same_size", "bool", "zeros", "ones", "empty", "full", "arange", "linspace", "eye", "tensor", "as_tensor", "rand", "randn", "randint", "randperm", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_empty", "new_tensor", "new_full", "bernoulli", "manual_seed", "repr", "str", "format", "get_device", "hash", "index", "int"]
-)
+SILENT = {
+    "get", "set", "size", "dim", "ndimension", "numel", "nelement", "len", "stride", "is_floating_point",
+    "is_complex", "item", "tolist", "requires_grad_", "register_hook", "is_contiguous", "element_size", "data_ptr",
+    "storage_offset", "is_same_size", "bool", "zeros", "ones", "empty", "full", "arange", "linspace", "eye",
+    "tensor", "as_tensor", "rand", "randn", "randint", "randperm", "zeros_like", "ones_like", "empty_like",
+    "full_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_empty", "new_tensor", "new_full",
+    "bernoulli", "manual_seed", "repr", "str", "format", "get_device", "hash", "index", "int",
+}  # fmt: skip
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -80,7 +89,7 @@ def kind_of(name: str) -> Kind:
         return "softmax"
     if name in DROPOUTS:
         return "dropout"
-    if name.startswith(("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool", "lp_pool")):
+    if name == "mean" or name.startswith(("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool", "lp_pool")):
         return "pool"
     if name in ADDITIONS:
         return "add"
