@@ -13,6 +13,7 @@ from torch.nn.modules import module as torch_module
 from tests.tools import random_states, same_states
 
 ROOT = Path(__file__).resolve().parent.parent
+SET_BY_LIBRARIES = {"PYTEST_CURRENT_TEST", "_RJEM_MALLOC_CONF", "TORCHINDUCTOR_CACHE_DIR"}  # pytest, polars, torch
 torch.set_num_threads(1)
 
 
@@ -35,7 +36,7 @@ def nothing_left_behind(request):
     randomness, hooks, files = random_states(), _global_hooks(), _files()
     threads, environment = threading.active_count(), dict(os.environ)
     yield
-    changed = {k for k in environment.keys() ^ os.environ.keys() if k != "PYTEST_CURRENT_TEST"}
+    changed = (environment.keys() ^ os.environ.keys()) - SET_BY_LIBRARIES
     assert not changed, f"environment changed: {changed}"
     assert _global_hooks() == hooks, "a global module hook was left behind"
     assert threading.active_count() <= threads, "a thread was left running"
@@ -43,4 +44,6 @@ def nothing_left_behind(request):
     assert torch.is_grad_enabled(), "gradients were left switched off"
     assert not torch.overrides._get_current_function_mode_stack(), "a torch function mode was left on"
     if not request.node.get_closest_marker("draws"):
-        assert same_states(random_states(), randomness), "the process's random state moved; mark the test `draws` if meant"
+        assert same_states(random_states(), randomness), (
+            "the process's random state moved; mark the test `draws` if meant"
+        )

@@ -17,7 +17,9 @@ def random_states() -> tuple[Any, ...]:
 
 def same_states(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     """True when two results of random_states() are equal, bit by bit."""
-    return a[0] == b[0] and all(np.array_equal(x, y) for x, y in zip(a[1], b[1], strict=True)) and torch.equal(a[2], b[2])
+    return (
+        a[0] == b[0] and all(np.array_equal(x, y) for x, y in zip(a[1], b[1], strict=True)) and torch.equal(a[2], b[2])
+    )
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +40,19 @@ __all__ = [*_HOME, *_PACKAGES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
-        return import_module(f"gainstage.{name}")
+        return _load(name)
     if name in _HOME:
-        return getattr(import_module(f"gainstage.{_HOME[name]}"), name)
+        return getattr(_load(_HOME[name]), name)
     raise AttributeError(f"module 'gainstage' has no attribute {name!r}")
+
+
+def _load(room: str) -> Any:
+    """Import a room late, and leave Python's random state alone: some of the libraries draw from it when imported."""
+    state = random.getstate()
+    try:
+        return import_module(f"gainstage.{room}")
+    finally:
+        random.setstate(state)
 
 
 def __dir__() -> list[str]:

@@ -12,6 +12,8 @@ from functools import singledispatch
 from importlib import import_module
 from typing import Any
 
+from gainstage.randomness import preserved
+
 
 @singledispatch
 def render(result: Any, width: int) -> Any:
@@ -23,14 +25,18 @@ class Displayed:
     """Mixin: rich in a terminal, HTML in a notebook, plain text in `str`, strict JSON on request."""
 
     def __str__(self) -> str:
-        return import_module("gainstage.report").to_text(self)
+        with preserved():  # rich draws from Python's random numbers
+            return import_module("gainstage.report").to_text(self)
 
     def _repr_html_(self) -> str:
-        return import_module("gainstage.report").to_html(self)
+        with preserved():
+            return import_module("gainstage.report").to_html(self)
 
     def __rich_console__(self, console, options):
-        import_module("gainstage.report")
-        yield render(self, options.max_width)
+        with preserved():
+            import_module("gainstage.report")
+            renderable = render(self, options.max_width)
+        yield renderable
 
     def to_dict(self) -> dict[str, Any]:
         raise NotImplementedError

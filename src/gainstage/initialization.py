@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -154,31 +153,3 @@ def _example_inputs(model: nn.Module) -> Iterable[Tensor]:
             for size in EXAMPLE_SIZES:
                 yield where.new_zeros(2, layer.in_channels, *[size] * dimensions)  # type: ignore[union-attr]
             return
-
-
-def looks_untrained(weight: Tensor, sigmas: float = 5.0) -> bool:
-    """True when a weight matrix looks like independent draws: rows and columns equally strong within sampling error.
-
-    Training makes some inputs and units matter more than others. For independent draws of variance v and kurtosis k the
-    mean square of m of them has variance (k - 1) v^2 / m; orthogonal matrices spread even less. All-equal weights and
-    matrices with fewer than four rows or columns cannot be judged and count as untrained.
-    """
-    matrix = weight.detach().flatten(1).double()
-    power = matrix.square()
-    mean = power.mean()
-    if mean == 0 or min(matrix.shape) < 4:
-        return True
-    excess = float(power.square().mean() / mean**2) - 1
-    for dim in (0, 1):
-        summed, groups = matrix.shape[dim], matrix.shape[1 - dim]
-        expected = excess * float(mean) ** 2 / summed
-        spread = float(power.mean(dim).var())
-        if spread > expected * (1 + sigmas * math.sqrt(2 / (groups - 1))) and excess > 0:
-            return False
-    return True
-
-
-def is_untrained(model: nn.Module, graph: Graph) -> bool:
-    """True when every weight of the graph's layers looks like a fresh draw."""
-    weights = [weight_of(model, stage) for stage in graph.stages]
-    return all(looks_untrained(weight) for weight in weights if weight is not None)

@@ -198,7 +198,7 @@ class _Recording:
         self.samples = len(tensors[0]) if tensors else 0
         for tensor in tensors:
             self.probes.stage_output(-1, tensor.detach())
-        self._stack.enter_context(self.tracer.of(model))
+        self._stack.enter_context(self.tracer.of(model, inputs))
 
     def finish(self, output: Any) -> None:
         self._stack.close()

@@ -86,13 +86,13 @@ class Transaction:
             self._undos.append(lambda p=parameter, c=copy: _write(p, c))
 
     def replace_module(self, model: nn.Module, path: str, new: nn.Module) -> None:
-        """Put `new` in the place of the submodule at `path`."""
-        parent_path, _, child = path.rpartition(".")
-        parent = model.get_submodule(parent_path)
-        old = parent._modules[child]
-        new.train(old.training if old is not None else parent.training)
-        parent._modules[child] = new
-        self._undos.append(lambda: parent._modules.__setitem__(child, old))
+        """Put `new` in the place of the submodule at `path`, wherever in the model that module is used."""
+        old = model.get_submodule(path)
+        new.train(old.training)
+        places = [(p, name) for p in model.modules() for name, child in p._modules.items() if child is old]
+        for parent, name in places:
+            parent._modules[name] = new
+            self._undos.append(lambda p=parent, n=name: p._modules.__setitem__(n, old))
 
     def on_undo(self, undo: Undo) -> None:
         """Remember any other way back."""

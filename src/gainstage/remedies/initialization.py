@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gainstage.initialization import initialize_stages, is_untrained, scheme_of, weight_of
+from gainstage.freshness import is_untrained
+from gainstage.initialization import initialize_stages, scheme_of, weight_of
 from gainstage.remedies.base import CannotApply, Remedy, Transaction, Treatment, Undo, register
 from gainstage.signal import Graph, Stage
 

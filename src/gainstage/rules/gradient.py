@@ -66,8 +66,8 @@ class ExplodingGradient(Rule):
     """The gradient grows without bound on its way back, or is not a number.
 
     ## What it does
-    Reports a chain of hidden stages along which the gradient of the loss grows by more than 26 dB (a factor of 20) from
-    the top towards the input, from 52 dB on as an error; and stages whose gradient is NaN or infinite, always an error.
+    Reports a chain of hidden stages along which the gradient of the loss grows by more than 52 dB (a factor of 400) from
+    the top towards the input, from 104 dB on as an error; and stages whose gradient is NaN or infinite, always an error.
 
     ## Why it matters
     No single learning rate fits: what is right for the last stages tears the first ones apart, and the loss jumps or
@@ -75,14 +75,15 @@ class ExplodingGradient(Rule):
 
     ## How it is measured
     As for vanishing gradients: norm over all units of the derivative of the loss with respect to each hidden stage's
-    output, along the main path, maxima before against maxima after each stage.
+    output, along the main path, maxima before against maxima after each stage. The bound is twice that of vanishing, for
+    two sound families grow by nature: batch normalisation with ReLU by 1.7 dB a stage, SELU by 0.3 dB.
 
     ## What to do
     Draw the weights with the variance that fits the activation; normalise between the layers; clip the gradient's norm
     where it is rare (recurrent networks).
 
     ## References
-    Bengio 1994; Pascanu 2013; Glorot & Bengio 2010; He 2015.
+    Bengio 1994; Pascanu 2013; Glorot & Bengio 2010; He 2015; Yang 2019 (batch normalisation).
     """
 
     code, name, depth = "G102", "exploding-gradient", "preflight"
@@ -96,10 +97,10 @@ class ExplodingGradient(Rule):
             return [self.finding([r.name for r in broken], message, {"stages": float(len(broken))}, "error")]
         path, norms = _observed(context)
         fall = largest_fall(norms)
-        if fall is None or fall.size < WARNING_DB or math.isinf(fall.size):
+        if fall is None or fall.size < 2 * WARNING_DB or math.isinf(fall.size):
             return []
         rows = path[fall.start : fall.stop + 1]
-        severity = "error" if fall.size >= ERROR_DB else "warning"
+        severity = "error" if fall.size >= 2 * ERROR_DB else "warning"
         evidence = {"growth_db": fall.size, "stages": float(len(rows) - 1)}
         return [self.finding([row.name for row in rows], _growth(rows, fall), evidence, severity)]
 

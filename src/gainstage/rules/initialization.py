@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gainstage.initialization import is_untrained, scheme_of, weight_of
+from gainstage.freshness import is_untrained
+from gainstage.initialization import scheme_of, weight_of
 from gainstage.rules.base import Context, Finding, Rule, register
 from gainstage.rules.chains import ERROR_DB, WARNING_DB
 from gainstage.rules.signal import REPAIRS, SaturatedUnits

@@ -109,11 +109,13 @@ class Graph:
         return f"{total - len(self.unknown)} of {total} operations understood"
 
     def main_path(self) -> tuple[int, ...]:
-        """Stage indices from the first to the one that puts out, each the source of the next."""
+        """Stage indices from the first to the one that puts out, along the skip connections where there are some: the
+        way that signal and gradient take when the branches beside it are silent."""
         path, stage = [], self.output_stage
         while stage >= 0:
             path.append(stage)
-            stage = self.stages[stage].source
+            here = self.stages[stage]
+            stage = min(here.source, *here.skips, here.source)
         return tuple(reversed(path))
 
     def consumers(self, stage: int) -> tuple[int, ...]:

@@ -106,7 +106,7 @@ def trace(model: nn.Module, x: Any) -> Graph:
     """The graph of one forward pass on inputs `x`, without any measuring; leaves no trace."""
     with untouched(model), torch.no_grad():
         tracer = Tracer(model)
-        with tracer.of(model):
+        with tracer.of(model, x):
             output = run_model(model, x)
         return tracer.finish(output)
 
@@ -118,7 +118,7 @@ def _measure(model: nn.Module, loss: Loss, batch: Batch, samples: int) -> tuple[
     for tensor in tensors_in(x):
         probes.stage_output(NETWORK_INPUT, tensor.detach())
     try:
-        with tracer.of(model):
+        with tracer.of(model, x):
             output = run_model(model, x)
         value = run_loss(loss, output, y, within=tracer.of_loss())
         graph = tracer.finish(output)

@@ -64,6 +64,7 @@ SILENT = {
     "full_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_empty", "new_tensor", "new_full",
     "bernoulli", "manual_seed", "repr", "str", "format", "get_device", "hash", "index", "int",
 }  # fmt: skip
+RANDOM = {"rand", "randn", "rand_like", "randn_like", "randint", "bernoulli"}  # differ from sample to sample
 
 
 def name_of(function: Callable[..., Any]) -> str:

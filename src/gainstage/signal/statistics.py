@@ -50,8 +50,3 @@ def saturated_share(before: Tensor, responsive: tuple[float, float]) -> Tensor:
     low, high = responsive
     before = before.detach()
     return ((before < low) | (before > high)).float().mean()
-
-
-def nonfinite_share(x: Tensor) -> Tensor:
-    """Share of values that are NaN or infinite."""
-    return (~torch.isfinite(x.detach())).float().mean()

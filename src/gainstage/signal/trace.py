@@ -36,7 +36,8 @@ class Observer(Protocol):
 class Tracer(TorchFunctionMode):
     """Records the operations of the forward pass that runs inside it; an observer measures as they happen.
 
-    Use as `with tracer.of(model): output = model(x)`, then `tracer.finish(output)`.
+    Use as `with tracer.of(model, x): output = model(x)`, then `tracer.finish(output)`. Parameters, buffers and what is
+    computed from them alone carry no signal; neither do constants that meet a tensor which does.
     """
 
     def __init__(self, model: nn.Module, observer: Observer | None = None):
@@ -46,6 +47,7 @@ class Tracer(TorchFunctionMode):
         self.loss_operations: list[str] = []
         self.in_loss = False
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._buffers = {id(buffer) for buffer in model.buffers()}
         self._paths = {id(module): name for name, module in model.named_modules()}
         self._module_stack: list[str] = [""]
         self._producers: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor -> index of operation
@@ -58,8 +60,11 @@ class Tracer(TorchFunctionMode):
 
     # ---------------------------------------------------------------- where we are
     @contextmanager
-    def of(self, model: nn.Module) -> Iterator[None]:
-        """Active while the model's forward pass runs inside; its hooks are gone afterwards, also after an error."""
+    def of(self, model: nn.Module, inputs: Any) -> Iterator[None]:
+        """Active while the model's forward pass on `inputs` runs inside; its hooks are gone afterwards, also after an
+        error."""
+        for tensor in tensors_in(inputs):
+            self._producers[tensor] = NETWORK_INPUT
         with ExitStack() as stack:
             for module in list(model.modules())[1:]:  # the model itself is the bottom of the stack
                 stack.callback(module.register_forward_pre_hook(self._enter_module).remove)
@@ -89,23 +94,22 @@ class Tracer(TorchFunctionMode):
         name = ops.name_of(func)
         tensors = tensors_in([args, kwargs])
         if ops.is_silent(name) or not tensors:
-            return func(*args, **kwargs)
+            return self._silent(name, tensors, func(*args, **kwargs))
         if self.in_loss:
             self.loss_operations.append(name)
             return func(*args, **kwargs)
         return self._record(name, tensors, func, args, kwargs)
 
     def _record(self, name: str, tensors: Sequence[Tensor], func, args, kwargs) -> Any:
-        data = [t for t in tensors if id(t) not in self._names and t not in self._derived]
-        parameters = self._parameters_of(tensors)
-        if not data and parameters:
+        data, parameters = self._signals_in(tensors), self._parameters_of(tensors)
+        if not data:
             result = func(*args, **kwargs)
             self._note_derived(result, parameters)
             return result
         operation = self._open(name, data, parameters, args, kwargs)
         self._tell_before(operation, data, args, kwargs)
         result = func(*args, **kwargs)
-        outputs = [t for t in tensors_in(result) if t.is_floating_point()]
+        outputs = [t for t in tensors_in(result) if t.is_floating_point() or t.is_complex()]
         if not outputs:
             return result
         operation = _with_shape(operation, outputs[0])
@@ -114,6 +118,23 @@ class Tracer(TorchFunctionMode):
             self._producers[tensor] = operation.index
         if self.observer and operation.kind == "activation":
             self.observer.activated(operation, outputs[0])
+        return result
+
+    def _signals_in(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Those that carry signal: made by an operation of this pass, or handed in; else those of unknown origin."""
+        known = [t for t in tensors if t in self._producers]
+        return known or [t for t in tensors if not self._is_fixed(t)]
+
+    def _is_fixed(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._names or id(tensor) in self._buffers or tensor in self._derived
+
+    def _silent(self, name: str, tensors: Sequence[Tensor], result: Any) -> Any:
+        """A property that is a tensor (x.T, x.real) has the origin of its owner; a constant is fixed."""
+        if isinstance(result, Tensor) and result not in self._producers:
+            if name == "get" and tensors and tensors[0] in self._producers:
+                self._producers[result] = self._producers[tensors[0]]
+            elif name not in ops.RANDOM:
+                self._note_derived(result, ())
         return result
 
     def _parameters_of(self, tensors: Sequence[Tensor]) -> tuple[str, ...]:
@@ -127,7 +148,7 @@ class Tracer(TorchFunctionMode):
 
     def _note_derived(self, result: Any, parameters: tuple[str, ...]) -> None:
         for tensor in tensors_in(result):
-            if id(tensor) not in self._names:
+            if not self._is_fixed(tensor):
                 self._derived[tensor] = parameters
 
     def _open(self, name: str, data, parameters, args, kwargs) -> Operation:

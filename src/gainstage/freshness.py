@@ -1,0 +1,96 @@
+"""Whether a network has learned anything yet: independent draws look different from weights that were trained."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gainstage.initialization import weight_of
+from gainstage.signal import Graph, Stage
+
+SIGMAS = 5.0
+LEAST = 4  # a matrix with fewer rows or columns cannot be judged
+
+
+def is_untrained(model: nn.Module, graph: Graph) -> bool:
+    """True when every weight and bias of the graph's layers looks like a fresh draw.
+
+    In doubt the answer is False: new weights must never replace what was learned.
+    """
+    stages = [(stage, weight_of(model, stage)) for stage in graph.stages]
+    return all(
+        looks_drawn(weight) and _bias_looks_drawn(model, stage, weight)
+        for stage, weight in stages
+        if weight is not None
+    )
+
+
+def looks_drawn(weight: Tensor) -> bool:
+    """True when a weight matrix looks like independent draws: equally strong rows and columns, and no direction that
+    stands out. All-equal weights and matrices of fewer than four rows or columns count as drawn."""
+    matrix = weight.detach().flatten(1).double()
+    matrix = matrix - matrix.mean()
+    if float(matrix.abs().max()) == 0 or min(matrix.shape) < LEAST:
+        return True
+    return _even(matrix) and _edge_kept(matrix)
+
+
+def _even(matrix: Tensor) -> bool:
+    """Rows and columns equally strong within sampling error.
+
+    For independent draws of variance v and kurtosis k the mean square of m of them has variance (k - 1) v^2 / m;
+    orthogonal matrices spread even less.
+    """
+    power = matrix.square()
+    mean = float(power.mean())
+    excess = float(power.square().mean()) / mean**2 - 1
+    for dim in (0, 1):
+        summed, groups = matrix.shape[dim], matrix.shape[1 - dim]
+        expected = excess * mean**2 / summed
+        if float(power.mean(dim).var()) > expected * (1 + SIGMAS * math.sqrt(2 / (groups - 1))):
+            return False
+    return True
+
+
+def _edge_kept(matrix: Tensor) -> bool:
+    """No singular value beyond the edge of independent draws, std * (sqrt(rows) + sqrt(columns)).
+
+    What a network learns is of low rank and stands out there. The largest value scatters around the edge by a relative
+    min(rows, columns)^(-2/3) (Marchenko & Pastur 1967; Tracy & Widom 1994).
+    """
+    rows, columns = matrix.shape
+    edge = float(matrix.square().mean().sqrt()) * (math.sqrt(rows) + math.sqrt(columns))
+    return _largest_singular_value(matrix) <= edge * (1 + 2 * min(rows, columns) ** (-2 / 3))
+
+
+def _largest_singular_value(matrix: Tensor, rounds: int = 30) -> float:
+    """By power iteration, from below: enough to see what stands out, and cheap for large matrices."""
+    vector = torch.ones(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
+    vector = vector + torch.arange(len(vector), device=matrix.device).remainder(7)
+    for _ in range(rounds):
+        vector = matrix.T @ (matrix @ (vector / vector.norm()))
+    return float(vector.norm().sqrt())
+
+
+def _bias_looks_drawn(model: nn.Module, stage: Stage, weight: Tensor) -> bool:
+    """All biases alike (as every initialiser but torch's default leaves them), or uniform on +-1/sqrt(fan_in), the
+    default of torch's layers."""
+    parameters = dict(model.named_parameters())
+    vectors = [parameters[name].detach() for name in stage.layer.parameters if parameters[name].ndim == 1]
+    bound = 1 / math.sqrt(weight[0].numel())
+    return all(
+        _all_equal(vector) or (float(vector.abs().max()) <= bound * 1.0001 and _wide(vector, bound)) for vector in vectors
+    )
+
+
+def _all_equal(vector: Tensor) -> bool:
+    return bool((vector == vector[0]).all())
+
+
+def _wide(vector: Tensor, bound: float) -> bool:
+    """As wide as a uniform distribution on +-bound: the mean square is bound^2 / 3, with standard error
+    bound^2 * sqrt(4/45 / n)."""
+    error = bound**2 * math.sqrt(4 / 45 / len(vector))
+    return abs(float(vector.square().mean()) - bound**2 / 3) <= SIGMAS * error
