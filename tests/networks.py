@@ -38,6 +38,20 @@ class Functional(nn.Module):
         return self.third(torch.cat([g, h], dim=1))
 
 
+class FunctionalDeep(nn.Module):
+    """Eight hidden layers with the logistic function called as a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(20, 20) for _ in range(8))
+        self.head = nn.Linear(20, 3)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.sigmoid(layer(x))
+        return self.head(x)
+
+
 class Convolutional(nn.Module):
     """Convolution, batch normalisation, in-place ReLU, pooling, dropout, a transposed convolution."""
 

@@ -81,7 +81,8 @@ def _bias_looks_drawn(model: nn.Module, stage: Stage, weight: Tensor) -> bool:
     vectors = [parameters[name].detach() for name in stage.layer.parameters if parameters[name].ndim == 1]
     bound = 1 / math.sqrt(weight[0].numel())
     return all(
-        _all_equal(vector) or (float(vector.abs().max()) <= bound * 1.0001 and _wide(vector, bound)) for vector in vectors
+        _all_equal(vector) or (float(vector.abs().max()) <= bound * 1.0001 and _wide(vector, bound))
+        for vector in vectors
     )
 
 

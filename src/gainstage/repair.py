@@ -138,11 +138,10 @@ def fix(
     Other arguments and errors are those of check().
     """
     program = as_program(model, loss, data, optimizer=optimizer, batch_size=batch_size, epochs=epochs, valid=valid)
-    described = describe(program.model)
     doctor = _Doctor(
         program, {"level": level, "select": _tuple(select), "ignore": _tuple(ignore), "seed": seed}, unsafe
     )
-    before = doctor.current
+    before, described = doctor.current, describe(program.model)
     for attempt in doctor.treat():
         if on_attempt is not None:
             on_attempt(attempt)

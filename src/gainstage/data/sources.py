@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,13 +43,17 @@ def as_source(data: Any) -> Source:
         return data
     if isinstance(data, DataLoader):
         return FromLoader(data)
-    if isinstance(data, Dataset) or (
-        hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Sequence)
-    ):
+    if isinstance(data, Dataset) or _looks_like_dataset(data):
         return FromDataset(data)  # type: ignore[arg-type]
     if isinstance(data, (tuple, list)) and len(data) == 2:
         return InMemory.of(*data)
     raise BadInput(f"data must be (x, y) arrays, a Dataset or a DataLoader, not {_describe(data)}")
+
+
+def _looks_like_dataset(data: Any) -> bool:
+    """Map-style without the base class; tensors, arrays, lists and dictionaries are something else."""
+    indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    return indexed and not isinstance(data, (Tensor, np.ndarray, Sequence, Mapping))
 
 
 def _describe(data: Any) -> str:
