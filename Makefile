@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 MARK := .venv/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench pictures clean
 
 demo: $(MARK)-demo
 	$(BIN)/gainstage demo
@@ -13,13 +13,16 @@ test: $(MARK)-test
 	$(BIN)/python -m pytest -n 2
 
 lint: $(MARK)-lint
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
 bench: $(MARK)-test
 	$(BIN)/python -m benchmarks.check
+
+pictures: $(MARK)-demo
+	$(BIN)/python docs/pictures.py
 
 clean:
 	rm -rf .venv runs build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -13,18 +13,34 @@ from rich.text import Text
 from gainstage.display import render
 from gainstage.report import figures
 from gainstage.signal import Ledger, Row
+from gainstage.theory import decibels
 
 WIDE = 118  # columns that the whole table takes
 MOST_ROWS = 60  # a longer network is shown by its two ends
 STAGE_WIDTH = 22
 
 
+def _plain(row: Row) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Column:
-    """A heading and how a row fills it."""
+    """A heading, how a row fills it, and in which colour."""
 
     heading: str
     cell: Callable[[Row], str]
+    style: Callable[[Row], str] = _plain
+
+
+def _gain_style(value: float | None) -> str:
+    """Green within 1 dB of unity, yellow within 6 dB, red beyond."""
+    db = decibels(value)
+    return "" if db is None else "green" if abs(db) <= 1 else "yellow" if abs(db) <= 6 else "red"
+
+
+def _share_style(value: float | None) -> str:
+    return "" if value is None or value < 0.2 else "yellow" if value < 0.5 else "red"
 
 
 STAGE = Column("stage", lambda row: _shorten(row.name))
@@ -32,14 +48,16 @@ FORWARD = (
     Column("signal\ndB", lambda row: figures.level(row.signal)),
     Column("offset\ndB", lambda row: figures.level(row.offset)),
     Column("simi-\nlarity", lambda row: _similarity(row)),
-    Column("gain\nratio (dB)", lambda row: figures.gain(row.gain)),
+    Column("gain\nratio (dB)", lambda row: figures.gain(row.gain), lambda row: _gain_style(row.gain)),
     Column("theory\ndB", lambda row: figures.gain_db(row.expected_gain)),
-    Column("\ndead", lambda row: figures.share(row.dead)),
-    Column("satu-\nrated", lambda row: figures.share(row.saturated)),
+    Column("\ndead", lambda row: figures.share(row.dead), lambda row: _share_style(row.dead)),
+    Column("satu-\nrated", lambda row: figures.share(row.saturated), lambda row: _share_style(row.saturated)),
 )
 BACKWARD = (
     Column("gradient\ndB", lambda row: figures.level(row.gradient)),
-    Column("back gain\nratio (dB)", lambda row: figures.gain(row.backward_gain)),
+    Column(
+        "back gain\nratio (dB)", lambda row: figures.gain(row.backward_gain), lambda row: _gain_style(row.backward_gain)
+    ),
     Column("theory\ndB", lambda row: figures.gain_db(row.expected_backward_gain)),
     Column("weight\nRMS", lambda row: figures.number(row.weight)),
     Column("its gra-\ndient", lambda row: figures.number(row.weight_gradient)),
@@ -81,8 +99,10 @@ def _table(ledger: Ledger, columns: Sequence[Column]) -> Table:
     rows = [] if ledger.source is None else [ledger.source]
     rows += ledger.rows
     for row in _ends(rows):
-        cells = [c.cell(row) for c in (STAGE, *columns)] if row else ["…", *["" for _ in columns]]
-        table.add_row(*cells)
+        if row is None:
+            table.add_row("…")
+        else:
+            table.add_row(*(Text(column.cell(row), style=column.style(row)) for column in (STAGE, *columns)))
     return table
 
 
