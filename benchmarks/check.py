@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -28,7 +29,7 @@ class Convolutional(nn.Module):
         sizes = [3, 16, 16, 32, 32, 64, 64]
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 3, padding=1, stride=1 + (a != b)), nn.BatchNorm2d(b), nn.ReLU())
-            for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            for a, b in pairwise(sizes)
         )
         self.head = nn.Linear(64, 10)
 
@@ -83,7 +84,7 @@ def main() -> None:
     lines = [
         "# What a check costs",
         "",
-        f"`make bench`, torch {torch.__version__}, 2 threads, batch {BATCH}, medians of {ROUNDS} rounds in which both take turns.",
+        f"`make bench`, torch {torch.__version__}, 2 threads, batch {BATCH}, medians of {ROUNDS} rounds, both in turn.",
         "",
         "| network | one training step | one check, in training steps |",
         "| --- | --- | --- |",

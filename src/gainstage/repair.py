@@ -68,16 +68,28 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Fix(Displayed):
-    """What fix() did. model, loss, optimizer, data: the program as it is now (changed in place)."""
+    """What fix() did: all attempts in order, and the program as it is now (changed in place).
+
+    hidden_unsafe: remedies that were not tried because they are unsafe.
+    """
 
     program: Program
     before: Checkup
     after: Checkup
-    applied: tuple[Attempt, ...]
-    rejected: tuple[Attempt, ...]
+    attempts: tuple[Attempt, ...]
     hidden_unsafe: int
     description_before: tuple[str, ...]
     description_after: tuple[str, ...]
+
+    @property
+    def applied(self) -> tuple[Attempt, ...]:
+        """Attempts that were kept."""
+        return tuple(attempt for attempt in self.attempts if attempt.kept)
+
+    @property
+    def rejected(self) -> tuple[Attempt, ...]:
+        """Attempts that were undone."""
+        return tuple(attempt for attempt in self.attempts if not attempt.kept)
 
     @property
     def model(self) -> nn.Module:
@@ -104,8 +116,7 @@ class Fix(Displayed):
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "applied": [attempt.to_dict() for attempt in self.applied],
-            "rejected": [attempt.to_dict() for attempt in self.rejected],
+            "attempts": [attempt.to_dict() for attempt in self.attempts],
             "hidden_unsafe": self.hidden_unsafe,
             "diff": self.diff(),
             "before": self.before.to_dict(),
@@ -145,17 +156,8 @@ def fix(
     for attempt in doctor.treat():
         if on_attempt is not None:
             on_attempt(attempt)
-    applied, rejected = ([a for a in doctor.attempts if a.kept is kept] for kept in (True, False))
-    return Fix(
-        program,
-        before,
-        doctor.current,
-        tuple(applied),
-        tuple(rejected),
-        doctor.hidden,
-        described,
-        describe(program.model),
-    )
+    attempts = tuple(doctor.attempts)
+    return Fix(program, before, doctor.current, attempts, doctor.hidden, described, describe(program.model))
 
 
 def _tuple(codes: Iterable[str] | None) -> tuple[str, ...] | None:

@@ -1,5 +1,7 @@
 """The two cases of each rule, whatever its family, and the mistakes of earlier tools that these rules must not make."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -50,7 +52,7 @@ def normalised_deep():
 def autoencoder():
     sizes = [20, 128, 32, 2, 32, 128, 3]
     parts = []
-    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+    for a, b in pairwise(sizes):
         parts += [nn.Linear(a, b), nn.Tanh()]
     return nn.Sequential(*parts[:-1])
 

@@ -87,8 +87,7 @@ def attempt_line(attempt: Attempt) -> Text:
 def _(fix: Fix, width: int) -> Group:
     if fix.before.healthy:
         return Group(Text("nothing to fix: no rule fired", style="bold green"))
-    attempts = sorted((*fix.applied, *fix.rejected), key=lambda attempt: attempt.kept)
-    parts: list[RenderableType] = [attempt_line(attempt) for attempt in attempts]
+    parts: list[RenderableType] = [attempt_line(attempt) for attempt in fix.attempts]
     parts += ["", _side_by_side(fix), ""]
     if fix.hidden_unsafe:
         kinds = figures.count(fix.hidden_unsafe, "unsafe remedy").replace("remedys", "remedies")

@@ -15,6 +15,5 @@ from gainstage.rules.base import find_rule as find_rule
 from gainstage.rules.base import flatten as flatten
 from gainstage.rules.base import run_rules as run_rules
 from gainstage.rules.base import sections as sections
-from gainstage.rules.base import worst as worst
 
 FAMILIES = (signal, gradient, initialization)

@@ -149,7 +149,8 @@ def run_rules(rules: Iterable[type[Rule]], context: Context, depth: Depth) -> tu
 def fold(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """Put each finding under the one that causes it, where that one is present and concerns a common stage.
 
-    What remains on top are the root causes: errors first, then in order of the codes.
+    What remains on top are the root causes, each as severe as the gravest of what it causes: errors first, then those
+    that explain most.
     """
     parents: dict[int, int] = {}
     for i, finding in enumerate(findings):
@@ -159,11 +160,13 @@ def fold(findings: Sequence[Finding]) -> tuple[Finding, ...]:
                 parents[i] = match[0]
                 break
     roots = [i for i in range(len(findings)) if i not in parents]
-    folded = [
-        replace(findings[r], consequences=tuple(findings[i] for i in parents if _root(i, parents) == r)) for r in roots
-    ]
+    folded = []
+    for root in roots:
+        consequences = tuple(findings[i] for i in parents if _root(i, parents) == root)
+        severity = worst([findings[root], *consequences])
+        folded.append(replace(findings[root], consequences=consequences, severity=severity))
     order = {"error": 0, "warning": 1, "note": 2}
-    return tuple(sorted(folded, key=lambda f: (order[worst([f])], -len(f.consequences))))
+    return tuple(sorted(folded, key=lambda f: (order[f.severity], -len(f.consequences))))
 
 
 def _root(i: int, parents: dict[int, int]) -> int:
