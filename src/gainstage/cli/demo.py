@@ -6,11 +6,11 @@ import copy
 from pathlib import Path
 
 import torch
-from rich.rule import Rule
+from rich.text import Text
 from torch import nn
 
 from gainstage.checkup import check
-from gainstage.cli.screen import console, show
+from gainstage.cli.screen import show
 from gainstage.data import load_digits
 from gainstage.errors import BadInput
 from gainstage.nn import dense_network
@@ -41,7 +41,7 @@ def optimizer(parameters) -> torch.optim.Optimizer:
 
 def run(folder: Path, epochs: int) -> None:
     """Check, fix, train before and after, and write everything to `folder`."""
-    torch.set_num_threads(min(torch.get_num_threads(), 2))
+    torch.set_num_threads(1)  # matrices this small gain nothing from more, and lose much on a busy machine
     folder = _writable(folder)
     train, valid = load_digits()
     loss = nn.CrossEntropyLoss()
@@ -73,9 +73,8 @@ def run(folder: Path, epochs: int) -> None:
 
 
 def _title(text: str) -> None:
-    out = console()
-    out.print()
-    out.print(Rule(text, align="left", style="dim"))
+    show("")
+    show(Text(text, style="bold underline"))
 
 
 def _writable(folder: Path) -> Path:
