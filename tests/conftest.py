@@ -23,7 +23,9 @@ def _global_hooks() -> int:
 
 
 def _files() -> set[str]:
-    return {entry.name for folder in (ROOT, Path.cwd()) for entry in folder.iterdir() if "cache" not in entry.name}
+    tools = ("cache", ".hypothesis", ".coverage")
+    entries = {entry.name for folder in (ROOT, Path.cwd()) for entry in folder.iterdir()}
+    return {name for name in entries if not any(tool in name for tool in tools)}
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from gainstage import display
 from gainstage.display import Displayed, render
 
 
@@ -57,6 +58,14 @@ def test_a_console_draws_in_its_own_width():
     console = Console(file=io.StringIO(), width=57)
     console.print(Reading())
     assert console.file.getvalue() == "reading in 57 columns\n"
+
+
+def test_a_console_loads_the_drawings_first(monkeypatch):
+    """A result can be printed by who never imported the reports."""
+    loaded = []
+    monkeypatch.setattr(display, "import_module", loaded.append)
+    Console(file=io.StringIO()).print(Reading())
+    assert loaded == ["gainstage.report"]
 
 
 def test_what_nobody_can_draw_is_named():

@@ -81,7 +81,6 @@ def test_a_callable_that_gives_no_optimiser_is_named():
         make_optimizer(list, layer())
 
 
-@pytest.mark.xfail(strict=True, raises=(ValueError, TypeError), reason="torch's or Python's own error comes through")
 @pytest.mark.parametrize(("spec", "model"), [("sgd", nn.ReLU()), (0.01, layer())], ids=["nothing to train", "a number"])
 def test_what_cannot_be_optimised_is_refused_in_one_sentence(spec, model):
     with pytest.raises(BadInput):

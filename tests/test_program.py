@@ -63,6 +63,11 @@ def test_data_of_every_kind_becomes_a_source(data, kind):
     assert isinstance(made.valid, kind)
 
 
+def test_one_is_a_batch_size_and_a_number_of_epochs():
+    made = program(batch_size=1, epochs=1)
+    assert (made.batch_size, made.epochs) == (1, 1)
+
+
 def test_what_is_not_given_stays_open():
     made = program()
     assert (made.optimizer, made.batch_size, made.epochs, made.valid) == (None, None, None, None)
@@ -161,7 +166,6 @@ def test_inputs_in_parts_become_arguments(x):
     assert run_model(model, x).tolist() == [1, 1]
 
 
-@pytest.mark.xfail(strict=True, raises=BadInput, reason="a PackedSequence is a tuple and is taken apart into arguments")
 def test_a_packed_sequence_is_one_input():
     model = quiet(lambda: nn.RNN(3, 4))
     output, _ = run_model(model, pack_sequence([torch.zeros(2, 3), torch.zeros(1, 3)]))
@@ -304,14 +308,20 @@ def test_labels_of_pixels_are_checked_along_the_class_dimension():
     ("loss", "targets"),
     [
         (CROSS_ENTROPY, torch.tensor([0, -100, 2])),
+        (F.cross_entropy, torch.tensor([0, -100, 2])),
         (nn.CrossEntropyLoss(ignore_index=255), torch.tensor([0, 255, 2])),
         (CROSS_ENTROPY, torch.full((3, 3), 1 / 3)),
         (lambda output, y: (output.argmax(1) - y).float().mean(), torch.tensor([7, 8, 9])),
     ],
-    ids=["ignored by default", "ignored on request", "probabilities", "another loss"],
+    ids=["ignored by default", "ignored by the function", "ignored on request", "probabilities", "another loss"],
 )
 def test_targets_that_are_no_class_numbers_pass(loss, targets):
     assert run_loss(loss, X[:3, :3], targets).isfinite()
+
+
+def test_labels_of_another_shape_are_torchs_to_refuse():
+    message = refusal(run_loss, CROSS_ENTROPY, X[:3, :3], torch.tensor([[0], [7], [2]]))
+    assert "the loss failed on outputs of shape (3, 3) and targets of shape (3, 1)" in message
 
 
 def test_labels_ignored_by_one_loss_are_out_of_range_for_another():

@@ -42,8 +42,13 @@ class Displayed:
         raise NotImplementedError
 
     def to_json(self, indent: int | None = 2) -> str:
-        """Strict JSON (RFC 8259): infinities and NaN are written as strings."""
-        return json.dumps(_jsonable(self.to_dict()), indent=indent, allow_nan=False)
+        """Strict JSON: infinities and NaN are written as strings."""
+        return strict_json(self.to_dict(), indent)
+
+
+def strict_json(value: Any, indent: int | None = None) -> str:
+    """JSON by RFC 8259: infinities and NaN are written as strings."""
+    return json.dumps(_jsonable(value), indent=indent, allow_nan=False)
 
 
 def _jsonable(value: Any) -> Any:

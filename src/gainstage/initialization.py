@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gainstage.data import as_source
 from gainstage.display import Displayed
 from gainstage.errors import BadInput
-from gainstage.nn.initializers import DISTRIBUTIONS, fill
+from gainstage.nn.initializers import check_distribution, fill
 from gainstage.signal import Graph, Stage, trace
 from gainstage.theory import Scheme, scheme_for
 
@@ -59,8 +59,7 @@ def initialize(
     """
     if scheme not in SCHEMES:
         raise BadInput(f"no scheme is called {scheme!r}; known are: {', '.join(SCHEMES)}")
-    if distribution not in DISTRIBUTIONS:
-        raise BadInput(f"no distribution is called {distribution!r}; known are: {', '.join(DISTRIBUTIONS)}")
+    check_distribution(distribution)
     graph = trace_example(model) if data is None else trace(model, _inputs(data))
     return initialize_stages(model, graph, graph.stages, distribution, generator)
 

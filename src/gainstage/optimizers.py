@@ -33,14 +33,22 @@ def make_optimizer(spec: OptimizerLike, model: nn.Module) -> Optimizer:
 
     Raises BadInput for an unknown name (it lists the known ones) and for a callable that returns no optimiser.
     """
+    check_optimizer(spec)
     if isinstance(spec, Optimizer):
         return spec
-    if spec is None or isinstance(spec, str):
-        name = (spec or DEFAULT).lower()
-        if name not in BY_NAME:
-            raise BadInput(f"no optimiser is called {spec!r}; known are: {', '.join(BY_NAME)}")
-        spec = BY_NAME[name]
-    optimizer = spec([p for p in model.parameters() if p.requires_grad])
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise BadInput("the model has nothing to train: all its parameters are frozen, or it has none")
+    factory = BY_NAME[(DEFAULT if spec is None else spec).lower()] if spec is None or isinstance(spec, str) else spec
+    optimizer = factory(parameters)
     if not isinstance(optimizer, Optimizer):
         raise BadInput(f"the optimizer callable must return a torch.optim.Optimizer, got {type(optimizer).__name__}")
     return optimizer
+
+
+def check_optimizer(spec: OptimizerLike) -> None:
+    """BadInput for what make_optimizer could not use: an unknown name, or neither a name, an instance nor a callable."""
+    if isinstance(spec, str) and spec.lower() not in BY_NAME:
+        raise BadInput(f"no optimiser is called {spec!r}; known are: {', '.join(BY_NAME)}")
+    if spec is not None and not isinstance(spec, (str, Optimizer)) and not callable(spec):
+        raise BadInput(f"the optimizer must be a name, an instance or a callable, got {spec!r}")

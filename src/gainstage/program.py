@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from gainstage.data import Source, as_source
 from gainstage.errors import BadInput, GainstageError
-from gainstage.optimizers import OptimizerLike, make_optimizer
+from gainstage.optimizers import OptimizerLike, check_optimizer, make_optimizer
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -41,12 +41,13 @@ class Program:
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise BadInput(f"the model must be a torch.nn.Module, got {_kind(self.model)}")
-        if not callable(self.loss):
+        if not callable(self.loss) or isinstance(self.loss, type):
             raise BadInput(f"the loss must be callable as loss(output, targets), got {_kind(self.loss)}")
         for name in ("batch_size", "epochs"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise BadInput(f"{name} must be a whole number of at least 1, got {value!r}")
+        check_optimizer(self.optimizer)
         self.data = as_source(self.data)
         self.valid = None if self.valid is None else as_source(self.valid)
 
@@ -88,7 +89,7 @@ def run_model(model: nn.Module, x: Any) -> Any:
     """The model's output for a batch of inputs; BadInput when forward raises or returns no tensor."""
     _check_devices(model, x)
     try:
-        output = model(*x) if isinstance(x, tuple) else model(**x) if isinstance(x, dict) else model(x)
+        output = model(*x) if type(x) in (tuple, list) else model(**x) if isinstance(x, dict) else model(x)
     except GainstageError:
         raise
     except Exception as error:
@@ -124,13 +125,15 @@ def _one_line(error: Exception) -> str:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors in a nesting of tuples, lists, dicts and objects with tensor attributes."""
+    """All tensors in a nesting of tuples (named ones and PackedSequence too), lists, dicts and dataclasses."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, (tuple, list)):
         return [tensor for item in value for tensor in tensors_in(item)]
     if isinstance(value, dict):
         return [tensor for item in value.values() for tensor in tensors_in(item)]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [tensor for item in vars(value).values() for tensor in tensors_in(item)]
     return []
 
 

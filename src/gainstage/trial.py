@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, islice
@@ -10,7 +11,7 @@ from statistics import fmean
 import torch
 from torch import nn
 
-from gainstage.data import Batch
+from gainstage.data import Batch, training_batches
 from gainstage.program import Program, run_loss, run_model
 from gainstage.randomness import seeded
 
@@ -25,10 +26,10 @@ class Trial:
 
     @property
     def final(self) -> float:
-        """Mean loss over the last quarter of the steps; infinite once a loss was not finite."""
-        tail = self.losses[-max(1, len(self.losses) // 4) :]
-        mean = fmean(tail)
-        return mean if mean == mean else float("inf")
+        """Mean loss over the last quarter of the steps; infinite when any loss was not finite."""
+        if not all(map(math.isfinite, self.losses)):
+            return math.inf
+        return fmean(self.losses[-max(1, len(self.losses) // 4) :])
 
 
 def train_briefly(program: Program, steps: int, seed: int) -> Trial:
@@ -55,7 +56,7 @@ def _endless(program: Program, seed: int) -> Iterator[Batch]:
     size = program.batch_size or DEFAULT_BATCH
     for epoch in count():
         generator = torch.Generator().manual_seed(seed + 1000 * epoch)
-        yield from (batch for batch in program.source.batches(size, generator) if len(batch[1]) > 1)
+        yield from training_batches(program.source, size, generator)
 
 
 def redraw(model: nn.Module, generator: torch.Generator) -> None:

@@ -97,9 +97,10 @@ def test_the_demo_finds_the_fault_and_cures_it(finished):
 
 def test_each_attempt_is_shown_as_it_is_decided(finished):
     repair = json.loads((finished.folder / "fix.json").read_text())
-    for attempt in (*repair["applied"], *repair["rejected"]):
-        mark = "kept  " if attempt["kept"] else "undone"
-        assert f"\n{mark}  {attempt['remedy']} ({attempt['safety']}) for I101: " in finished.text
+    shown = re.findall(r"^(kept  |undone)  (\S+) \((\w+)\) for (\w+): ", finished.text, re.MULTILINE)
+    keys = ("remedy", "safety", "finding")
+    assert [each[1:] for each in shown] == [tuple(attempt[key] for key in keys) for attempt in repair["attempts"]]
+    assert [each[0] == "kept  " for each in shown] == [attempt["kept"] for attempt in repair["attempts"]]
 
 
 def test_the_villain_is_the_network_of_the_chapter():

@@ -76,7 +76,6 @@ def test_the_console_writes_to_standard_output(capsys):
     assert (captured.out, captured.err) == ("here\n", "")
 
 
-@pytest.mark.xfail(strict=True, reason="text is read as rich markup: [word] vanishes")
 def test_plain_text_is_shown_as_it_is(capsys):
     show("written to runs/[first]/")
     assert capsys.readouterr().out == "written to runs/[first]/\n"

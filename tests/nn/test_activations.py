@@ -36,7 +36,7 @@ def test_a_name_gives_torchs_own_module(spelling, kind):
 
 
 def test_softmax_normalises_the_last_dimension():
-    assert torch.allclose(activation("softmax")(Z.reshape(7, 23)).sum(-1), torch.ones(7, dtype=torch.float64))
+    assert torch.allclose(activation("softmax")(Z.reshape(1, 7, 23)).sum(-1), torch.ones(1, 7, dtype=torch.float64))
 
 
 def test_every_call_makes_a_new_module():

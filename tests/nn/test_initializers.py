@@ -111,6 +111,10 @@ def test_a_preset_draws_the_same_numbers_as_torch(name, shape):
     assert torch.allclose(ours, torchs, rtol=1e-5)
 
 
+def test_without_settings_an_initialiser_is_lecuns_normal():
+    assert VarianceScaling() == PRESETS["lecun_normal"]
+
+
 def test_an_initialiser_fills_a_parameter_in_place_without_a_gradient():
     weight = nn.Parameter(torch.zeros(4, 6))
     assert VarianceScaling()(weight, Fans(6, 4), generator()) is weight
@@ -163,7 +167,6 @@ def test_an_unknown_name_lists_the_known_ones():
     assert str(caught.value).split("known are: ")[1].split(", ") == list(PRESETS)
 
 
-@pytest.mark.xfail(strict=True, reason="fill() draws a truncated normal for every distribution that it does not know")
 def test_fill_refuses_an_unknown_distribution():
     with pytest.raises(BadInput, match="no distribution is called 'unifrom'"):
         fill(torch.empty(2, 2), 1.0, "unifrom", generator())

@@ -75,6 +75,10 @@ def test_the_generator_decides_the_weights():
     assert not torch.equal(first.output.weight, other.output.weight)
 
 
+def test_layers_of_one_unit_are_layers():
+    assert network(1, [1], 1)(normal(5, 1)).shape == (5, 1)
+
+
 @pytest.mark.parametrize("sizes", [(0, [4], 2), (3, [4, 0], 2), (3, [4], -1)])
 def test_a_layer_without_units_is_refused(sizes):
     with pytest.raises(BadInput, match="every layer needs at least one unit, got sizes"):

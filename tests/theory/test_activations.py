@@ -139,7 +139,6 @@ def test_spellings_of_torch_keras_and_the_chapter(spelling, name):
     assert lookup(spelling) is KNOWN[name]
 
 
-@pytest.mark.xfail(strict=True, reason="nn.LeakyReLU's own spelling, without a separator, is not recognised")
 def test_the_class_name_of_torchs_leaky_relu_is_a_spelling():
     assert lookup("LeakyReLU") is KNOWN["leaky_relu"]
 

@@ -62,7 +62,7 @@ def agree(found, activation, q, sigmas=4.0):
 
 
 def relu_signal(q, signal):
-    """Closed form of E (relu u - relu v)^2 / 2 (arc-cosine kernel of order 1, Cho & Saul 2009), free of cancellation."""
+    """Closed form of E (relu u - relu v)^2 / 2 (arc-cosine kernel, Cho & Saul 2009), free of cancellation."""
     distance = signal / q
     angle = 2 * math.asin(math.sqrt(distance / 2))
     return q / 2 * (distance - (math.sin(angle) - angle * math.cos(angle)) / math.pi)

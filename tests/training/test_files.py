@@ -122,9 +122,6 @@ def test_weights_of_another_network_are_refused(saved):
         load_weights(quiet(lambda: nn.Linear(20, 3)), saved)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="what fits is loaded before the error: the network is half its own, half the file's"
-)
 def test_a_network_that_refuses_weights_keeps_its_own(saved):
     model = quiet(lambda: nn.Sequential(*made(seed=2)[:2], nn.Linear(8, 4)))
     before = copy.deepcopy(model)

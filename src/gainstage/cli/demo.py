@@ -41,8 +41,15 @@ def optimizer(parameters) -> torch.optim.Optimizer:
 
 def run(folder: Path, epochs: int) -> None:
     """Check, fix, train before and after, and write everything to `folder`."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # matrices this small gain nothing from more, and lose much on a busy machine
-    folder = _writable(folder)
+    try:
+        _run(_writable(folder), epochs)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(folder: Path, epochs: int) -> None:
     train, valid = load_digits()
     loss = nn.CrossEntropyLoss()
     original = villain()

@@ -169,7 +169,7 @@ def explain(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
-    epochs: Annotated[int, typer.Option(help="Passes over the data for each of the two trainings.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data for each of the two trainings.")] = 5,
 ) -> None:
     """Check, fix and train a 20-layer network that will not learn, on scikit-learn's digits."""
     with clear_errors():

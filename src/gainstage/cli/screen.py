@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from gainstage.errors import GainstageError
 
@@ -22,6 +23,7 @@ def console() -> Console:
 
 def show(result: Any) -> None:
     """Print a result, without trailing blanks in a pipe."""
+    result = Text(result) if isinstance(result, str) else result
     out = console()
     if out.is_terminal:
         out.print(result)

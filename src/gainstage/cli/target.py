@@ -7,7 +7,8 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -35,12 +36,26 @@ def load(text: str) -> Target:
     arguments, and an error in the user's code.
     """
     place, name = _split(text)
-    module = _from_file(Path(place)) if place.endswith(".py") or "/" in place else _from_name(place)
-    builder = getattr(module, name, None)
-    if builder is None:
-        raise BadInput(f"{place} has no {name!r}; name a callable that returns a Program: {place}:your_function")
-    built = builder if isinstance(builder, Program) else _call(builder, place, name)
-    return Target(_as_program(built, place, name), _ignored(module))
+    is_file = place.endswith(".py") or "/" in place
+    with _importable(Path(place).resolve().parent if is_file else Path.cwd()):
+        module = _from_file(Path(place)) if is_file else _from_name(place)
+        builder = getattr(module, name, None)
+        if builder is None:
+            raise BadInput(f"{place} has no {name!r}; name a callable that returns a Program: {place}:your_function")
+        built = builder if isinstance(builder, Program) else _call(builder, place, name)
+        return Target(_as_program(built, place, name), _ignored(module))
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Modules beside the user's file can be imported, by the file itself and by its builder."""
+    entry = str(folder)
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        if entry in sys.path:
+            sys.path.remove(entry)
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -57,28 +72,12 @@ def _from_file(path: Path) -> ModuleType:
         raise BadInput(f"{path} is not a Python file; give path/to/file.py:build")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles in the user's file look themselves up here
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except GainstageError:
-        raise
-    except Exception as error:
-        raise BadInput(f"{path} cannot be imported: {_say(error)}") from error
-    finally:
-        sys.path.pop(0)
+    _run(lambda: spec.loader.exec_module(module), f"{path} cannot be imported")  # type: ignore[union-attr]
     return module
 
 
 def _from_name(name: str) -> ModuleType:
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        return importlib.import_module(name)
-    except GainstageError:
-        raise
-    except Exception as error:
-        raise BadInput(f"the module {name!r} cannot be imported: {_say(error)}") from error
-    finally:
-        sys.path.pop(0)
+    return _run(lambda: importlib.import_module(name), f"the module {name!r} cannot be imported")
 
 
 def _call(builder: Callable[[], Any], place: str, name: str) -> Any:
@@ -94,12 +93,17 @@ def _call(builder: Callable[[], Any], place: str, name: str) -> Any:
         needed = []
     if needed:
         raise BadInput(f"{name} in {place} must be callable without arguments, but it needs {', '.join(needed)}")
+    return _run(builder, f"{name}() in {place} failed")
+
+
+def _run(action: Callable[[], Any], what: str) -> Any:
+    """Run the user's code; whatever it raises becomes one sentence. A call of sys.exit is no verdict either."""
     try:
-        return builder()
+        return action()
     except GainstageError:
         raise
-    except Exception as error:
-        raise BadInput(f"{name}() in {place} failed: {_say(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise BadInput(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def _as_program(built: Any, place: str, name: str) -> Program:
@@ -118,7 +122,3 @@ def _ignored(module: ModuleType) -> tuple[str, ...]:
     except (OSError, TypeError):
         return ()
     return tuple(code.strip() for group in IGNORE.findall(source) for code in group.split(",") if code.strip())
-
-
-def _say(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

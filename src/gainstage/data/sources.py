@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,10 +35,23 @@ class Source(Protocol):
         ...
 
 
+def training_batches(source: Source, size: int, generator: torch.Generator | None) -> Iterator[Batch]:
+    """One epoch of batches to train on: a last batch of one sample behind larger ones is left out, for no statistics over
+    a batch can be taken of it. BadInput when there is no batch at all."""
+    largest = 0
+    for x, y in source.batches(size, generator):
+        if len(y) > 1 or largest < 2:
+            yield x, y
+        largest = max(largest, len(y))
+    if not largest:
+        raise BadInput("the training data yields no batch: it is empty, or smaller than a batch with drop_last")
+
+
 def as_source(data: Any) -> Source:
     """Recognise `data`: (x, y) of tensors or arrays, a map-style Dataset, or a DataLoader.
 
-    Raises BadInput, in one sentence, for anything else and for data without samples.
+    Raises BadInput, in one sentence, for anything else and for data without samples (a DataLoader shows only when it is
+    asked for a batch).
     """
     if isinstance(data, (InMemory, FromDataset, FromLoader)):
         return data
@@ -53,7 +67,8 @@ def as_source(data: Any) -> Source:
 def _looks_like_dataset(data: Any) -> bool:
     """Map-style without the base class; tensors, arrays, lists and dictionaries are something else."""
     indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    return indexed and not isinstance(data, (Tensor, np.ndarray, Sequence, Mapping))
+    is_table = hasattr(data, "columns")  # a pandas or polars frame
+    return indexed and not is_table and not isinstance(data, (Tensor, np.ndarray, Sequence, Mapping))
 
 
 def _describe(data: Any) -> str:
@@ -66,13 +81,13 @@ def _as_tensor(values: Any, what: str) -> Tensor:
     if isinstance(values, Tensor):
         return values
     try:
-        array = np.asarray(values)
+        array = np.array(values)  # a copy: torch cannot hold a read-only array
         if array.dtype.kind == "f":
             return torch.as_tensor(array, dtype=torch.get_default_dtype())
         if array.dtype.kind in "iu" and what == "targets":
             return torch.as_tensor(array.astype(np.int64))
         return torch.as_tensor(array)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise BadInput(f"the {what} cannot be made a tensor ({type(values).__name__}): {error}") from error
 
 
@@ -140,7 +155,8 @@ class FromDataset:
 
     def sample(self, size: int, seed: int) -> Batch:
         order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(seed))
-        return self._collate(order[: min(size, self.samples)].tolist())
+        with seeded(seed):  # the data set itself may draw
+            return self._collate(order[: min(size, self.samples)].tolist())
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         order = torch.arange(self.samples) if generator is None else torch.randperm(self.samples, generator=generator)
@@ -167,19 +183,15 @@ class FromLoader:
     def sample(self, size: int, seed: int) -> Batch:
         """The loader's own next batches, joined until `size` samples are there where they are plain tensors."""
         collected: list[Batch] = []
-        generators = _LoaderRandomness(self.loader)
-        with seeded(seed):
+        with seeded(seed), _generators_kept(self.loader):
             for batch in self.loader:
                 collected.append(_as_pair(batch, "DataLoader"))
                 if not isinstance(collected[0][0], Tensor) or sum(len(x) for x, _ in collected) >= size:
                     break
-        generators.restore()
         if not collected:
             raise BadInput(
                 "the DataLoader yields no batch: its data set is empty, or smaller than a batch with drop_last"
             )
-        if len(collected) == 1:
-            return collected[0]
         x, y = zip(*collected, strict=True)
         try:
             return torch.cat(x)[:size], torch.cat(y)[:size]
@@ -187,20 +199,21 @@ class FromLoader:
             return collected[0]
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """The loader's own batches in its own order, whatever `size` and `generator` say."""
         for batch in self.loader:
             yield _as_pair(batch, "DataLoader")
 
 
-class _LoaderRandomness:
-    """The states of a loader's own generators, so that looking at a batch does not change the user's order."""
-
-    def __init__(self, loader: DataLoader):
-        owners = (loader, getattr(loader, "sampler", None), getattr(loader.batch_sampler, "sampler", None))
-        found = {id(g): g for owner in owners if (g := getattr(owner, "generator", None)) is not None}
-        self._states = [(g, g.get_state()) for g in found.values()]
-
-    def restore(self) -> None:
-        for generator, state in self._states:
+@contextmanager
+def _generators_kept(loader: DataLoader) -> Iterator[None]:
+    """A loader's own generators are afterwards as before, so that looking at a batch does not change the user's order."""
+    owners = (loader, getattr(loader, "sampler", None), getattr(loader.batch_sampler, "sampler", None))
+    found = {id(g): g for owner in owners if (g := getattr(owner, "generator", None)) is not None}
+    states = [(generator, generator.get_state()) for generator in found.values()]
+    try:
+        yield
+    finally:
+        for generator, state in states:
             generator.set_state(state)
 
 

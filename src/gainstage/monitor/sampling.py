@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter
 
+from gainstage.errors import BadInput
+
 DENSE = (0, 1, 2, 4, 8, 16, 32, 64)  # early instability shows in the first steps
 
 
@@ -15,7 +17,8 @@ DENSE = (0, 1, 2, 4, 8, 16, 32, 64)  # early instability shows in the first step
 class Sampler:
     """Decides which steps are measured, and keeps account of what measuring costs.
 
-    every: a fixed interval in steps; None adapts it so that measuring takes the share `budget` of the time.
+    every: a fixed interval in steps; None adapts it so that measuring takes the share `budget` of the time. Raises
+    BadInput for an interval below 1 and a budget outside (0, 1).
     """
 
     every: int | None = None
@@ -26,6 +29,12 @@ class Sampler:
     total_seconds: float = 0.0
     _next: int = 0
     _last: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.every is not None and (not isinstance(self.every, int) or self.every < 1):
+            raise BadInput(f"every must be a whole number of at least 1 step, got {self.every!r}")
+        if not isinstance(self.budget, (int, float)) or not 0 < self.budget < 1:
+            raise BadInput(f"budget is the share of time that measuring may take, between 0 and 1, got {self.budget!r}")
 
     def due(self, step: int) -> bool:
         """True when `step` is to be measured."""
@@ -51,7 +60,7 @@ class Sampler:
         """Steps between two measurements that keep to the budget; 10 until both kinds of steps have been timed."""
         if not self.plain or not self.measured:
             return 10
-        plain = median(self.plain)
+        plain = max(median(self.plain), 1e-9)  # a coarse clock may show nothing
         extra = max(median(self.measured) - plain, 0.0)
         return max(1, math.ceil(extra / (self.budget * plain)))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gainstage.display import strict_json
 from gainstage.errors import BadInput
 
 SCHEMA = """
@@ -25,13 +25,11 @@ class RunStore:
     """
 
     def __init__(self, folder: str | Path):
-        self.path = Path(folder) / "run.sqlite"
         try:
+            self.path = Path(folder) / "run.sqlite"
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(self.path)
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.executescript(SCHEMA)
-        except (OSError, sqlite3.Error) as error:
+            self._database = _connect(self.path)
+        except (OSError, TypeError, sqlite3.Error) as error:
             raise BadInput(f"the run folder {folder} cannot be written ({error}); choose another folder") from error
 
     def add_readings(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -52,7 +50,7 @@ class RunStore:
 
     def add_finding(self, step: int, finding: Any) -> None:
         """A finding as it came up."""
-        details = json.dumps(finding.to_dict(), default=str)
+        details = strict_json(finding.to_dict())
         with self._database as transaction:
             transaction.execute(
                 "INSERT INTO findings VALUES (?, ?, ?, ?, ?)",
@@ -62,3 +60,14 @@ class RunStore:
     def close(self) -> None:
         """Close the file; it stays readable."""
         self._database.close()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path)
+    try:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.executescript(SCHEMA)
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from gainstage.errors import BadInput
+from gainstage.monitor.recording import Recording
 from gainstage.monitor.sampling import Sampler
 from gainstage.monitor.store import RunStore
 from gainstage.rules import Context, Finding, choose, run_rules
-from gainstage.signal import Graph, Ledger
-from gainstage.signal.measure import Probes, make_ledger
-from gainstage.signal.statistics import mean_square
-from gainstage.signal.trace import Tracer
+from gainstage.signal import Ledger
 
 
 @dataclass(frozen=True)
@@ -49,23 +46,28 @@ def watch(
     Returns a Monitor, also a context manager. Raises BadInput for arguments that cannot be used; an error while
     measuring switches the monitor off with one warning and never stops the training.
     """
-    if not isinstance(model, nn.Module) or not isinstance(optimizer, Optimizer):
-        raise BadInput("watch(model, optimizer) needs a torch.nn.Module and a torch.optim.Optimizer on its parameters")
-    if every is not None and every < 1:
-        raise BadInput(f"every must be at least 1 step, got {every}")
-    if not 0 < budget < 1:
-        raise BadInput(f"budget is the share of time that measuring may take, between 0 and 1, got {budget}")
+    sampler = Sampler(every, budget)
+    _check_arguments(model, optimizer, log, on_finding)
     previous = _watching(model)
     if previous is not None:
         previous.close()
-    return Monitor(
-        model,
-        optimizer,
-        Sampler(every, budget),
-        log,
-        on_finding,
-        None if folder is None else RunStore(folder),
-    )
+    return Monitor(model, optimizer, sampler, log, on_finding, open_store(folder))
+
+
+def open_store(folder: str | Path | None) -> RunStore | None:
+    """The run's database, where there is a folder for it."""
+    return None if folder is None else RunStore(folder)
+
+
+def _check_arguments(model: Any, optimizer: Any, log: Any, on_finding: Any) -> None:
+    if not isinstance(model, nn.Module) or not isinstance(optimizer, Optimizer):
+        raise BadInput("watch(model, optimizer) needs a torch.nn.Module and a torch.optim.Optimizer on its parameters")
+    for name, value in (("log", log), ("on_finding", on_finding)):
+        if value is not None and not callable(value):
+            raise BadInput(f"{name} must be callable, got a {type(value).__name__}")
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise BadInput("the optimizer trains none of the model's parameters; give the optimizer of this model")
 
 
 class Monitor:
@@ -85,9 +87,10 @@ class Monitor:
         self.step = 0
         self.history: list[Reading] = []
         self.findings: list[Finding] = []
-        self._recording: _Recording | None = None
+        self._recording: Recording | None = None
+        self._closed = self._in_hook = False
         self._handles = [
-            model.register_forward_pre_hook(self._before_forward),
+            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             model.register_forward_hook(self._after_forward, always_call=True),
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -104,16 +107,18 @@ class Monitor:
         return self.sampler.overhead
 
     def close(self) -> None:
-        """Take every hook off; what was measured stays. May be called twice."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Take every hook off; what was measured stays. May be called twice, and from inside a callback."""
+        self._closed = True
         if self._recording is not None:
             self._recording.abandon()
             self._recording = None
         if self.store is not None:
             self.store.close()
             self.store = None
+        if not self._in_hook:  # else the optimiser is walking through its hooks: the next forward pass takes them off
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
 
     def __enter__(self) -> Monitor:
         return self
@@ -128,10 +133,13 @@ class Monitor:
         return _Detached, ()
 
     # ---------------------------------------------------------------- hooks
-    def _before_forward(self, module: nn.Module, inputs: Any) -> None:
+    def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._closed:
+            self.close()
+            return
         wanted = module is self.model and module.training and torch.is_grad_enabled()
         if wanted and self._recording is None and self.sampler.due(self.step):
-            self._recording = self._guarded(lambda: _Recording(self.model, inputs))
+            self._recording = self._guarded(lambda: Recording(self.model, (args, kwargs)))
 
     def _after_forward(self, module: nn.Module, _inputs: Any, output: Any) -> None:
         recording = self._recording
@@ -141,30 +149,36 @@ class Monitor:
             recording.abandon()
             self._recording = None
         else:
-            self._guarded(lambda: recording.finish(output))
+            self._guarded(lambda: recording.forward_done(output))
 
     def _before_step(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        recording = self._recording
-        if recording is not None:
-            self._guarded(recording.before_step)
+        if self._recording is not None:
+            self._guarded(self._recording.before_step)
 
     def _after_step(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        recording, self._recording = self._recording, None
+        if not self._closed:
+            recording, self._recording = self._recording, None
+            self._guarded(lambda: self._finish_step(recording))
+
+    def _finish_step(self, recording: Recording | None) -> None:
         if recording is not None:
-            self._guarded(lambda: self._take(recording))
+            self._take(recording)
         self.sampler.stepped(self.step, recording is not None)
         self.step += 1
 
     def _guarded(self, action: Callable[[], Any]) -> Any:
         """An error of ours never stops a training: the monitor switches itself off with one warning."""
+        self._in_hook = True
         try:
             return action()
         except Exception as error:
             self.close()
             warnings.warn(f"gainstage stopped watching: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=3)
             return None
+        finally:
+            self._in_hook = False
 
-    def _take(self, recording: _Recording) -> None:
+    def _take(self, recording: Recording) -> None:
         graph, ledger = recording.after_step()
         self.history.append(Reading(self.step, ledger))
         if self.log is not None:
@@ -183,43 +197,6 @@ class Monitor:
             self.store.add_finding(self.step, finding)
         if self.on_finding is not None:
             self.on_finding(finding)
-
-
-class _Recording:
-    """One step under observation: forward, backward, update."""
-
-    def __init__(self, model: nn.Module, inputs: Any):
-        self.graph: Graph | None = None
-        self.probes = Probes()
-        self.tracer = Tracer(model, self.probes)
-        self._stack = ExitStack()
-        self._before: dict[int, Tensor] = {}
-        tensors = [x for x in inputs if isinstance(x, Tensor)]
-        self.samples = len(tensors[0]) if tensors else 0
-        for tensor in tensors:
-            self.probes.stage_output(-1, tensor.detach())
-        self._stack.enter_context(self.tracer.of(model, inputs))
-
-    def finish(self, output: Any) -> None:
-        self._stack.close()
-        self.graph = self.tracer.finish(output)
-
-    def before_step(self) -> None:
-        weights = {stage: w for stage, w in self.probes.weights.items() if isinstance(w, nn.Parameter)}
-        self.probes.weight_gradients({id(w): w.grad for w in weights.values() if w.grad is not None})
-        self._before = {stage: w.detach().clone() for stage, w in weights.items()}
-
-    def after_step(self) -> tuple[Graph, Ledger]:
-        for stage, before in self._before.items():
-            self.probes.values["update", stage] = mean_square(self.probes.weights[stage] - before)
-        self.probes.detach()
-        if self.graph is None:
-            raise RuntimeError("the forward pass of this step was not seen")
-        return self.graph, make_ledger(self.graph, self.probes.read(), self.probes.units, self.samples, None)
-
-    def abandon(self) -> None:
-        self._stack.close()
-        self.probes.detach()
 
 
 class _Detached:

@@ -41,8 +41,7 @@ class VarianceScaling:
             raise BadInput(f"an initialiser's scale must be positive and finite, got {self.scale}")
         if self.mode not in ("fan_in", "fan_out", "fan_avg"):
             raise BadInput(f"no mode is called {self.mode!r}; known are: fan_in, fan_out, fan_avg")
-        if self.distribution not in DISTRIBUTIONS:
-            raise BadInput(f"no distribution is called {self.distribution!r}; known are: {', '.join(DISTRIBUTIONS)}")
+        check_distribution(self.distribution)
 
     def variance(self, fans: Fans) -> float:
         """Variance of each weight of a layer with these fans."""
@@ -58,6 +57,7 @@ def fill(
     weight: Tensor, variance: float, distribution: str = "normal", generator: torch.Generator | None = None
 ) -> Tensor:
     """Draw `weight` in place from a zero-mean distribution of the given variance; half precision is drawn in float32."""
+    check_distribution(distribution)
     target = weight if weight.dtype in (torch.float32, torch.float64) else torch.empty_like(weight, dtype=torch.float32)
     std = math.sqrt(variance)
     if distribution == "normal":
@@ -69,6 +69,12 @@ def fill(
         wide = std / truncated_std()
         nn.init.trunc_normal_(target, 0.0, wide, -CUT * wide, CUT * wide, generator=generator)
     return weight if target is weight else weight.copy_(target)
+
+
+def check_distribution(name: str) -> None:
+    """BadInput, with the known names, for a distribution that is not known."""
+    if name not in DISTRIBUTIONS:
+        raise BadInput(f"no distribution is called {name!r}; known are: {', '.join(DISTRIBUTIONS)}")
 
 
 def from_scheme(scheme: Scheme, distribution: str = "normal") -> VarianceScaling:

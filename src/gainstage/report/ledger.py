@@ -15,9 +15,8 @@ from gainstage.report import figures
 from gainstage.signal import Ledger, Row
 from gainstage.theory import decibels
 
-WIDE = 118  # columns that the whole table takes
 MOST_ROWS = 60  # a longer network is shown by its two ends
-STAGE_WIDTH = 22
+SHORTEST, LONGEST = 10, 40  # columns for the name of a stage
 
 
 def _plain(row: Row) -> str:
@@ -43,7 +42,7 @@ def _share_style(value: float | None) -> str:
     return "" if value is None or value < 0.2 else "yellow" if value < 0.5 else "red"
 
 
-STAGE = Column("stage", lambda row: _shorten(row.name))
+STAGE = Column("stage", lambda row: row.name)
 FORWARD = (
     Column("signal\ndB", lambda row: figures.level(row.signal)),
     Column("offset\ndB", lambda row: figures.level(row.offset)),
@@ -62,21 +61,25 @@ BACKWARD = (
     Column("weight\nRMS", lambda row: figures.number(row.weight)),
     Column("its gra-\ndient", lambda row: figures.number(row.weight_gradient)),
 )
+UPDATE = Column("true\nupdate", lambda row: figures.number(row.update))
 
 
 def _similarity(row: Row) -> str:
     return figures.NOT_OBSERVED if row.similarity is None else f"{row.similarity:.3f}"
 
 
-def _shorten(name: str) -> str:
-    return name if len(name) <= STAGE_WIDTH else "…" + name[1 - STAGE_WIDTH :]
+def _shorten(name: str, width: int) -> str:
+    return name if len(name) <= width else "…" + name[1 - width :]
 
 
 @render.register
 def _(ledger: Ledger, width: int) -> Group:
-    panes = [FORWARD + BACKWARD] if width >= WIDE else [FORWARD, BACKWARD]
+    rows = _ends(([] if ledger.source is None else [ledger.source]) + list(ledger.rows))
+    backward = (*BACKWARD, UPDATE) if any(row.update is not None for row in ledger.rows) else BACKWARD
+    fits = _room(rows, FORWARD + backward, width) >= min(_longest_name(rows), LONGEST)
+    panes = [FORWARD + backward] if fits else [FORWARD, backward]
     legend = "dB = 20 log10(RMS); gain = out over in; theory = expected for the level that came in; – not observed"
-    parts = [_outline(ledger), *(_table(ledger, pane) for pane in panes), Text(legend, style="dim")]
+    parts = [_outline(ledger), *(_table(rows, pane, width) for pane in panes), Text(legend, style="dim")]
     if ledger.unknown:
         parts.append(Text(f"not understood: {', '.join(ledger.unknown)}", style="yellow"))
     return Group(*parts)
@@ -91,18 +94,30 @@ def _outline(ledger: Ledger) -> Text:
     return Text(f"{figures.count(len(ledger), 'stage')}: {', '.join(shown)}")
 
 
-def _table(ledger: Ledger, columns: Sequence[Column]) -> Table:
+def _longest_name(rows: Sequence[Row | None]) -> int:
+    return max(len(row.name) for row in rows if row is not None)
+
+
+def _room(rows: Sequence[Row | None], columns: Sequence[Column], width: int) -> int:
+    """What the columns leave for the name of a stage, one blank between all of them."""
+    taken = [
+        max([len(line) for line in c.heading.split("\n")] + [len(c.cell(row)) for row in rows if row]) for c in columns
+    ]
+    return width - sum(taken) - len(taken)
+
+
+def _table(rows: Sequence[Row | None], columns: Sequence[Column], width: int) -> Table:
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold", collapse_padding=True)
+    room = max(SHORTEST, min(LONGEST, _room(rows, columns, width)))
     for column in (STAGE, *columns):
         left = column is STAGE
         table.add_column(column.heading, justify="left" if left else "right", no_wrap=True, vertical="bottom")
-    rows = [] if ledger.source is None else [ledger.source]
-    rows += ledger.rows
-    for row in _ends(rows):
+    for row in rows:
         if row is None:
             table.add_row("…")
         else:
-            table.add_row(*(Text(column.cell(row), style=column.style(row)) for column in (STAGE, *columns)))
+            cells = [Text(column.cell(row), style=column.style(row)) for column in columns]
+            table.add_row(Text(_shorten(row.name, room)), *cells)
     return table
 
 

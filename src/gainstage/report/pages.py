@@ -20,7 +20,7 @@ def rules_table(records: Sequence[Mapping[str, str]]) -> Table:
     for heading in ("code", "name", "depth", "status", "summary"):
         table.add_column(heading, overflow="fold", no_wrap=heading in ("code", "depth", "status"))
     for record in records:
-        table.add_row(*(record[key] for key in ("code", "name", "depth", "status", "summary")))
+        table.add_row(*(Text(record[key]) for key in ("code", "name", "depth", "status", "summary")))
     return table
 
 
@@ -52,7 +52,7 @@ def comparison_table(runs: Mapping[str, Run]) -> Table:
     for name, run in runs.items():
         best = run.best
         table.add_row(
-            name,
+            Text(name),
             figures.NOT_OBSERVED if "valid_accuracy" not in best else f"{best['valid_accuracy']:.3f}",
             figures.number(best.get("valid_loss")),
             f"{best.get('epoch', 0):.0f} of {len(run.history)}",

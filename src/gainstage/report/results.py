@@ -27,12 +27,12 @@ def card(finding: Finding) -> RenderableType:
     grid.add_column(overflow="fold")
     head = Text(f"{finding.code} {finding.name}", style="bold")
     grid.add_row(Text(finding.severity, style=STYLES[finding.severity]), head)
-    grid.add_row("", finding.message)
+    grid.add_row("", Text(finding.message))
     for each in flatten(finding.consequences):
         grid.add_row("", Text(f"leads to {each.code} {each.name}: {each.message}", style="dim"))
     if finding.remedies:
         names = ", ".join(f"{name} ({REMEDIES[name].safety})" for name in finding.remedies)
-        grid.add_row("", f"remedies: {names}")
+        grid.add_row("", Text(f"remedies: {names}"))
     grid.add_row("", f"more: gainstage explain {finding.code}")
     return grid
 
@@ -158,6 +158,6 @@ def _(table: Initialization, width: int) -> Group:
     for heading in ("stage", "follows", "scheme", "variance", "reason"):
         grid.add_column(heading, justify="right" if heading == "variance" else "left")
     for row in table.rows:
-        grid.add_row(row.stage, row.follows, row.scheme, f"{row.variance:.4g}", row.reason)
+        grid.add_row(*map(Text, (row.stage, row.follows, row.scheme, f"{row.variance:.4g}", row.reason)))
     skipped = [Text(f"left alone: {', '.join(table.skipped)}", style="yellow")] if table.skipped else []
     return Group(grid, *skipped)

@@ -126,6 +126,8 @@ def choose(select: Iterable[str] | None = None, ignore: Iterable[str] | None = N
     rules = [REGISTRY[code] for code in sorted(REGISTRY)]
     if select is not None:
         wanted = _expand(select)
+        if not wanted:
+            raise BadInput("select names no rule; leave it out to have them all")
         rules = [rule for rule in rules if rule.code in wanted]
     unwanted = _expand(ignore or ())
     return [rule for rule in rules if rule.code not in unwanted]

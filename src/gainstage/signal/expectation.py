@@ -74,5 +74,6 @@ def expected_backward_gain(graph: Graph, stage: Stage, level: Level, powers: Lay
             scale *= after.total / before.total if after and before.total else 1.0
             before = after or before
         if op.kind == "dropout" and op.settings.get("training"):
-            scale /= 1 - float(op.settings.get("p", 0.5))
+            rate = float(op.settings.get("p", 0.5))
+            scale = scale / (1 - rate) if rate < 1 else 0.0
     return gradient_gain(stage.activation, before.total, fans.fan_out, powers.weight, scale)

@@ -46,10 +46,11 @@ class Probes:
             self.handles.append(tensor.register_hook(self._gradient_probe(stage)))
 
     def _gradient_probe(self, stage: int):
-        def probe(gradient: Tensor) -> None:
-            self.values["gradient", stage] = statistics.mean_square(gradient)
+        return lambda gradient: self.gradient(stage, gradient)
 
-        return probe
+    def gradient(self, stage: int, gradient: Tensor) -> None:
+        """The gradient with respect to a stage's output has arrived."""
+        self.values["gradient", stage] = statistics.mean_square(gradient)
 
     def layer(self, operation: Operation, weight: Tensor | None, bias: Tensor | None) -> None:
         self.channel_dims[operation.stage] = operation.channel_dim

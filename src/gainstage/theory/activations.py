@@ -111,11 +111,10 @@ ALIASES = {"linear": "identity", "none": "identity", "sigmoid": "logistic", "swi
 def canonical_name(name: str, known: Iterable[str]) -> str:
     """`name` in PyTorch's, Keras's or the chapter's spelling, as one of `known`; BadInput lists those and the aliases."""
     known = tuple(known)
-    key = name.lower().replace("-", "_").replace(" ", "_")
-    for candidate in (key, key.replace("_", "")):
-        candidate = ALIASES.get(candidate, candidate)
-        if candidate in known:
-            return candidate
+    bare = {candidate.replace("_", ""): candidate for candidate in (*known, *ALIASES)}
+    found = bare.get(name.lower().replace("-", "").replace(" ", "").replace("_", ""), "")
+    if ALIASES.get(found, found) in known:
+        return ALIASES.get(found, found)
     raise BadInput(f"no activation is called {name!r}; known are: {', '.join(sorted([*known, *ALIASES]))}")
 
 

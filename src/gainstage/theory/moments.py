@@ -92,7 +92,7 @@ def level_after(activation: Activation, q: float) -> float:
 @lru_cache(maxsize=1024)
 def stationary_level(activation: Activation, weight_power: float, bias_power: float = 0.0, layers: int = 50) -> float:
     """Pre-activation power q deep inside a network whose layers have fan_in * weight variance = `weight_power`:
-    q <- weight_power * E f(z)^2 + bias_power, started at `weight_power` (Poole 2016, eq. 3). May grow to infinity or
+    q <- weight_power * E f(z)^2 + bias_power, started at weight_power + bias_power (Poole 2016, eq. 3). May grow to infinity or
     fall to zero where the network has no fixed point."""
     q = weight_power + bias_power
     for _ in range(layers):

@@ -55,6 +55,8 @@ def through_layer_norm(level: Level, weight_power: float = 1.0, bias_power: floa
 
 def through_dropout(level: Level, rate: float) -> Level:
     """Behind inverted dropout: the mean stays, and the mask's noise, rate/(1 - rate) of the level, joins the signal."""
+    if rate >= 1:
+        return Level(0.0, 0.0)
     return Level(level.signal + level.total * rate / (1 - rate), level.offset)
 
 
@@ -66,5 +68,5 @@ def gradient_gain(
     sqrt(fan_out * weight_power * E f'(z)^2) for pre-activations z of power `q`; `normalization` is the power by which
     a normalisation between layer and activation multiplies its input.
     """
-    slope = 1.0 if activation is None else moments(activation, q).slope if q > 0 else 1.0
+    slope = 1.0 if activation is None else moments(activation, max(q, 1e-12)).slope
     return (fan_out * weight_power * slope * normalization) ** 0.5

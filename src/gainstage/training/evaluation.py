@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gainstage.data import Source
+from gainstage.errors import BadInput
 from gainstage.program import Loss, run_loss, run_model
 
 EVALUATION_BATCH = 1024
@@ -38,6 +39,8 @@ def evaluate(model: nn.Module, loss: Loss, source: Source) -> dict[str, float]:
             if _is_classification(output, y):
                 correct += float((output.argmax(1) == y).sum())
                 judged += y.numel()
+    if not samples:
+        raise BadInput("the validation data yields no batch: it is empty, or smaller than a batch with drop_last")
     metrics = {"loss": total / samples}
     return {**metrics, "accuracy": correct / judged} if judged else metrics
 

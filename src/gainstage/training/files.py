@@ -24,9 +24,11 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Put saved weights into `model`; BadInput when the file is missing, damaged or of another network."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     try:
         load_model(model, str(path))
     except (OSError, SafetensorError, RuntimeError) as error:
+        model.load_state_dict(before)  # what fitted is in already
         raise BadInput(f"the weights in {path} cannot be loaded: {' '.join(str(error).split())}") from error
 
 

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from gainstage.data import training_batches
 from gainstage.errors import BadInput
-from gainstage.monitor import Monitor, watch
-from gainstage.monitor.store import RunStore
+from gainstage.monitor import Monitor, RunStore
+from gainstage.monitor.sampling import Sampler
+from gainstage.monitor.watch import open_store
 from gainstage.program import Program, as_program, run_loss, run_model
 from gainstage.randomness import seeded
 from gainstage.training.evaluation import evaluate
@@ -56,6 +58,10 @@ def fit(
     program = as_program(model, loss, train, valid=valid, optimizer=optimizer, epochs=epochs, batch_size=batch_size)
     if schedule is not None and not callable(schedule):
         raise BadInput(f"schedule must be a callable that takes the optimiser, got {schedule!r}")
+    if patience is not None and (not isinstance(patience, int) or patience < 1):
+        raise BadInput(f"patience must be a whole number of at least 1 epoch, got {patience!r}")
+    if not isinstance(seed, int):
+        raise BadInput(f"seed must be a whole number, got {seed!r}")
     if patience is not None and program.valid is None:
         raise BadInput(
             "patience counts epochs without a better validation loss, so it needs validation data: give valid="
@@ -63,11 +69,11 @@ def fit(
     count = program.epochs or DEFAULT_EPOCHS
     with ExitStack() as stack:
         stack.enter_context(seeded(seed))
-        store = None if folder is None else RunStore(folder)
-        if store is not None:
-            stack.callback(store.close)
         torch_optimizer = program.make_optimizer()
-        monitor = stack.enter_context(watch(program.model, torch_optimizer, budget=budget))
+        store = open_store(folder)
+        # a monitor of its own: watch() would take the place of one that the user has on this model
+        monitor = Monitor(program.model, torch_optimizer, Sampler(budget=budget), None, None, store)
+        stack.enter_context(monitor)
         report = stack.enter_context(reporting(count, progress, label))
         loop = _Loop(program, torch_optimizer, schedule and schedule(torch_optimizer), store, patience)
         return loop.run(count, seed, report, monitor, None if folder is None else Path(folder))
@@ -104,9 +110,6 @@ class _Loop:
                 break
         if self.best_weights is not None:
             model.load_state_dict(self.best_weights)
-        if self.store is not None:
-            for finding in monitor.findings:
-                self.store.add_finding(monitor.step, finding)
         run = Run(
             model, tuple(self.history), self.best, tuple(monitor.findings), self.stopped,
             time.perf_counter() - began, monitor.overhead, folder,
@@ -124,22 +127,22 @@ class _Loop:
             row.update({f"valid_{name}": value for name, value in measured.items()})
         row["seconds"] = time.perf_counter() - began
         self.remember(row)
-        if self.schedule is not None:
+        if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.schedule.step(row.get("valid_loss", row["train_loss"]))
+        elif self.schedule is not None:
             self.schedule.step()
         return row
 
     def train_epoch(self, generator: torch.Generator) -> float:
-        """One pass over the data; the mean loss over its samples. A last batch of one sample is left out."""
+        """One pass over the data; the mean loss over its samples."""
         total, samples = torch.zeros(()), 0
-        for x, y in self.program.source.batches(self.program.batch_size or DEFAULT_BATCH, generator):
-            if len(y) < 2 and samples:
-                continue
+        for x, y in training_batches(self.program.source, self.program.batch_size or DEFAULT_BATCH, generator):
             self.optimizer.zero_grad()
             loss = run_loss(self.program.loss, run_model(self.program.model, x), y)
             loss.backward()
             self.optimizer.step()
             total, samples = total + loss.detach().cpu() * len(y), samples + len(y)
-        mean = float(total) / max(samples, 1)
+        mean = float(total) / samples
         if not math.isfinite(mean):
             self.stopped = "the loss is no longer finite; lower the learning rate, or run gainstage check"
         return mean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -27,18 +28,19 @@ def reporting(epochs: int, shown: bool, label: str = "training", console: Consol
             task = progress.add_task(label, total=epochs, text="")
             yield lambda row: progress.update(task, advance=1, text=summary(row))
     else:
-        step = max(1, epochs // 10)
+        step = math.ceil(epochs / 8)
 
         def line(row: dict[str, float]) -> None:
             if row["epoch"] % step == 0 or row["epoch"] in (1, epochs):
-                console.print(f"{label}: epoch {row['epoch']:.0f}/{epochs}  {summary(row)}", soft_wrap=True)
+                line = f"{label}: epoch {row['epoch']:.0f}/{epochs}  {summary(row)}"
+                console.print(line, soft_wrap=True, markup=False)
 
         yield line
 
 
 def _bar(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         TextColumn("{task.fields[text]}"),

@@ -1,0 +1,49 @@
+"""Initialisers without chance: zeros, constants, and biases that start the output at what is known of the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gainstage.errors import BadInput
+from gainstage.theory import Fans
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Every weight the same; zeros by default. Never for the weights of hidden layers: equal units stay equal."""
+
+    value: float = 0.0
+
+    @torch.no_grad()
+    def __call__(self, weight: Tensor, fans: Fans | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Fill `weight` in place and return it."""
+        return weight.fill_(self.value)
+
+
+def prior_bias(shares: Sequence[float] | Tensor) -> Tensor:
+    """Output biases (classes,) with which softmax gives each class its share before any training: log of the shares.
+
+    Takes shares or counts, at least two, all positive; raises BadInput otherwise.
+    """
+    counts = torch.as_tensor(shares, dtype=torch.float64)
+    if counts.ndim != 1 or len(counts) < 2 or not bool((counts > 0).all()) or not bool(counts.isfinite().all()):
+        raise BadInput("class shares must be at least two positive numbers; leave classes without samples out")
+    return (counts / counts.sum()).log().float()
+
+
+def prior_bias_binary(share: float) -> float:
+    """Bias of one logistic output that starts at the share of positives: log(share / (1 - share))."""
+    if not 0 < share < 1:
+        raise BadInput(f"the share of positives must lie between 0 and 1, got {share}")
+    return float(torch.logit(torch.tensor(share, dtype=torch.float64)))
+
+
+def mean_bias(targets: Tensor) -> Tensor:
+    """Output biases (outputs,) of a regression that starts at the mean of the targets (samples, outputs) or (samples,)."""
+    if targets.numel() == 0 or not targets.is_floating_point():
+        raise BadInput("the mean needs floating-point targets of at least one sample")
+    return targets.detach().reshape(len(targets), -1).float().mean(0)

@@ -1,0 +1,83 @@
+"""Initialisers that keep lengths and angles: orthogonal weights, also for convolutions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gainstage.errors import BadInput
+from gainstage.theory import Fans
+
+
+@dataclass(frozen=True)
+class Orthogonal:
+    """Weights whose rows or columns are orthonormal, times `gain` (Saxe 2014).
+
+    The power of each unit is that of the inputs times gain^2 (a weight with more rows than columns is scaled by
+    sqrt(rows / columns)). A convolution's weight counts as a matrix of (out, in * taps).
+    Raises BadInput for a gain that is not positive and for weights of fewer than two dimensions.
+    """
+
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_gain(self.gain)
+
+    @torch.no_grad()
+    def __call__(self, weight: Tensor, fans: Fans | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Fill `weight` in place and return it."""
+        _check_matrix(weight)
+        return weight.copy_(self.gain * orthogonal_matrix(weight.flatten(1).shape, generator).view_as(weight))
+
+
+@dataclass(frozen=True)
+class DeltaOrthogonal:
+    """A convolution that is zero but for an orthogonal matrix at its centre tap: norm-preserving at any depth (Xiao 2018).
+
+    Raises BadInput for kernels of even size, which have no centre, and where there are fewer outputs than inputs.
+    """
+
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_gain(self.gain)
+
+    @torch.no_grad()
+    def __call__(self, weight: Tensor, fans: Fans | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Fill `weight` (out, in, *kernel) in place and return it."""
+        _check_matrix(weight)
+        if any(size % 2 == 0 for size in weight.shape[2:]):
+            raise BadInput(f"a kernel of even size has no centre tap: weight of shape {tuple(weight.shape)}")
+        if weight.shape[0] < weight.shape[1]:
+            raise BadInput(
+                f"a norm-preserving convolution needs as many outputs as inputs, got {tuple(weight.shape[:2])}"
+            )
+        centre = (slice(None), slice(None), *(size // 2 for size in weight.shape[2:]))
+        weight.zero_()[centre] = self.gain * orthogonal_matrix(weight.shape[:2], generator).to(weight)
+        return weight
+
+
+def orthogonal_matrix(shape: tuple[int, ...] | torch.Size, generator: torch.Generator | None = None) -> Tensor:
+    """A random (rows, columns) matrix, uniform over those that keep the power of each unit (float32).
+
+    From the QR decomposition of a normal matrix, with the signs fixed so that it is uniform (Mezzadri 2007).
+    """
+    rows, columns = shape
+    device = None if generator is None else generator.device
+    draws = torch.randn(max(rows, columns), min(rows, columns), generator=generator, device=device)
+    q, r = torch.linalg.qr(draws)
+    q = q * r.diagonal().sign()
+    return q * math.sqrt(rows / columns) if rows > columns else q.T if rows < columns else q
+
+
+def _check_gain(gain: float) -> None:
+    if not (gain > 0 and math.isfinite(gain)):
+        raise BadInput(f"an initialiser's gain must be positive and finite, got {gain}")
+
+
+def _check_matrix(weight: Tensor) -> None:
+    if weight.ndim < 2:
+        raise BadInput(f"an orthogonal weight needs at least two dimensions, got shape {tuple(weight.shape)}")
