@@ -321,10 +321,7 @@ def test_items_that_are_no_pairs_are_described(wrap, item, described):
         next(iter(source.batches(2)))
 
 
-FRAME = pytest.param(
-    pd.DataFrame({"a": [1.0, 2.0], "y": [0, 1]}),
-    marks=pytest.mark.xfail(strict=True, reason="a frame is taken for a Dataset, and ends in a KeyError"),
-)
+FRAME = pd.DataFrame({"a": [1.0, 2.0], "y": [0, 1]})
 
 
 @pytest.mark.parametrize("data", [{"x": X, "y": Y}, X, X.numpy(), FRAME], ids=["dict", "tensor", "array", "frame"])

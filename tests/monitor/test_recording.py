@@ -1,0 +1,42 @@
+"""One step under observation."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gainstage.monitor.recording import GuardedProbes, Recording
+from tests.networks import deep
+from tests.tools import blobs, normal
+
+
+def test_forward_backward_and_update_are_seen():
+    model, (x, y) = deep(2, "tanh"), blobs()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recording = Recording(model, ((x,), {}))
+    output = model(x)
+    recording.forward_done(output)
+    F.cross_entropy(output, y).backward()
+    before = model.hidden1.weight.detach().clone()
+    recording.before_step()
+    optimizer.step()
+    graph, ledger = recording.after_step()
+    change = (model.hidden1.weight.detach() - before).norm() / before.norm()
+    assert len(graph.stages) == len(ledger) == 3
+    assert ledger.samples == 256
+    assert ledger.rows[0].update == pytest.approx(float(change), rel=1e-3)
+
+
+def test_a_step_whose_forward_was_not_seen_says_so():
+    recording = Recording(deep(1, "relu"), ((normal(4, 20),), {}))
+    with pytest.raises(RuntimeError, match="was not seen"):
+        recording.after_step()
+
+
+def test_the_first_error_of_a_probe_is_kept_and_silences_the_rest():
+    probes = GuardedProbes()
+    probes.stage_output(0, "no tensor")
+    first = probes.error
+    probes.stage_output(1, normal(4, 3))
+    assert isinstance(first, AttributeError)
+    assert probes.error is first
+    assert not probes.values
