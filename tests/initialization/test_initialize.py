@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import gainstage as gs
 from gainstage.errors import BadInput
-from tests.networks import Convolutional, Functional, deep
+from tests.networks import Convolutional, Functional, Residual, deep, residual
 from tests.tools import blobs, generator, normal, quiet
 
 
@@ -72,12 +72,13 @@ def test_a_layer_used_twice_is_drawn_once():
     assert len(gs.initialize(quiet(Twice), blobs(), generator=generator()).rows) == 1
 
 
-def test_weights_computed_from_others_are_left_alone_and_named():
-    model = nn.Sequential(quiet(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(20, 3))))
-    before = model[0].weight.detach().clone()
-    table = gs.initialize(model, blobs(), generator=generator())
-    assert table.skipped == ("0",) or table.rows
-    assert torch.allclose(before, model[0].weight) or table.rows
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+@pytest.mark.draws
+def test_weights_that_a_parametrisation_computes_are_set_through_it(wrap):
+    model = nn.Sequential(wrap(nn.Linear(50, 300)), nn.ReLU())
+    gs.initialize(model, normal(8, 50), generator=generator())
+    drawn = model[0].parametrizations.weight.original if wrap.__name__ == "spectral_norm" else model[0].weight
+    assert fits(drawn, 2 / 50)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 3)])
@@ -96,7 +97,8 @@ def test_the_table_prints():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"scheme": "magic"}, "no scheme is called 'magic'; known are: auto"),
+        ({"scheme": "magic"}, "no scheme is called 'magic'; known are: auto, exact, isometric, data"),
+        ({"keep": "everything"}, "keep must be one of signal, gradient, both"),
         ({"distribution": "cauchy"}, "no distribution is called 'cauchy'; known are: normal"),
     ],
 )
@@ -116,3 +118,61 @@ def test_a_network_whose_input_cannot_be_guessed_asks_for_data():
 
     with pytest.raises(BadInput, match="give data="):
         gs.initialize(quiet(Odd))
+
+
+def test_recurrent_gates_attention_and_embeddings_are_drawn_one_matrix_at_a_time():
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.attention = nn.Embedding(50, 64), nn.MultiheadAttention(64, 2, batch_first=True)
+            self.memory, self.head = nn.GRU(64, 48, batch_first=True), nn.Linear(48, 3)
+
+        def forward(self, x):
+            h = self.words(x)
+            h = self.attention(h, h, h)[0]
+            return self.head(self.memory(h)[0][:, -1])
+
+    model = quiet(Text)
+    table = gs.initialize(model, torch.arange(40).reshape(8, 5), generator=generator())
+    names = [row.stage for row in table.rows]
+    assert "attention.in_proj_weight (query)" in names
+    assert "memory.weight_hh_l0 (update gate)" in names
+    assert fits(model.words.weight, 1.0)
+    assert fits(model.attention.in_proj_weight[:64], 2 / 128)
+    assert not fits(model.attention.in_proj_weight[:64], 2 / 256), "packed, the fans would be wrong"
+    assert fits(model.memory.weight_ih_l0[:48], 2 / (64 + 48))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scheme", ["auto", "isometric"])
+def test_half_precision_is_drawn_in_float32(dtype, scheme):
+    half, full = deep(2, "tanh").to(dtype), deep(2, "tanh")
+    gs.initialize(half, normal(8, 20).to(dtype), scheme=scheme, generator=generator(3))
+    gs.initialize(full, normal(8, 20), scheme=scheme, generator=generator(3))
+    assert torch.allclose(half.hidden2.weight.float(), full.hidden2.weight, rtol=1e-2, atol=1e-3)
+
+
+def test_the_loss_starts_at_chance_but_for_the_chapters_scheme():
+    x, y = blobs(512)
+    chance = torch.log(torch.tensor(3.0)).item()
+    for scheme in ("exact", "isometric", "data"):
+        model = deep(5, "tanh")
+        gs.initialize(model, x, scheme=scheme, generator=generator())
+        assert gs.check(model, nn.CrossEntropyLoss(), (x, y)).ledger.loss == pytest.approx(chance, abs=0.05)
+
+
+@pytest.mark.parametrize("scheme", ["auto", "exact", "isometric", "data"])
+def test_the_signal_of_a_residual_network_does_not_grow_with_its_depth(scheme):
+    def last_signal(blocks):
+        model = quiet(lambda: Residual(blocks))
+        gs.initialize(model, normal(256, 20), scheme=scheme, generator=generator())
+        return gs.check(model, nn.CrossEntropyLoss(), (normal(256, 20), torch.arange(256) % 3)).ledger.rows[-2].signal
+
+    assert last_signal(30) < 1.5 * last_signal(3)
+
+
+def test_gates_of_zeros_stay_zero():
+    model = residual(gated=True)
+    table = gs.initialize(model, normal(8, 20), generator=generator())
+    assert not any(block[2].weight.detach().any() for block in model.blocks)
+    assert "blocks.0.2" in table.skipped

@@ -17,7 +17,7 @@ from gainstage.signal import statistics
 from gainstage.signal.expectation import LayerPowers, expected_backward_gain, expected_level
 from gainstage.signal.graph import NETWORK_INPUT, Graph, Operation, Stage
 from gainstage.signal.ledger import Ledger, Row
-from gainstage.signal.trace import Tracer
+from gainstage.signal.trace import Observer, Tracer
 from gainstage.signal.untouched import untouched
 from gainstage.theory import Level
 
@@ -25,7 +25,7 @@ Key = tuple[str, int]  # quantity, stage
 
 
 @dataclass
-class Probes:
+class Probes(Observer):
     """Watches one pass as the tracer's observer; keeps 0-dimensional tensors on the device until `read`."""
 
     values: dict[Key, Tensor] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -17,14 +17,17 @@ from gainstage.signal.graph import NETWORK_INPUT, Graph, Operation, Stage
 from gainstage.theory import Fans, convolution_fans, linear_fans
 
 
-class Observer(Protocol):
-    """Told of tensors while they are intact: in-place operations may change them at once afterwards."""
+class Observer:
+    """Told of tensors while they are intact: in-place operations may change them at once afterwards. Does nothing itself."""
 
     def stage_output(self, stage: int, tensor: Tensor) -> None:
         """`tensor` leaves `stage`; called again when a later tensor of the stage leaves it."""
 
     def layer(self, operation: Operation, weight: Tensor | None, bias: Tensor | None) -> None:
         """A layer is about to run with these weights."""
+
+    def layer_output(self, operation: Operation, output: Tensor) -> None:
+        """A layer has put out `output`."""
 
     def activation(self, operation: Operation, before: Tensor) -> None:
         """An activation is about to run on `before`."""
@@ -42,7 +45,7 @@ class Tracer(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, observer: Observer | None = None):
         super().__init__()
-        self.observer = observer
+        self.observer = observer or Observer()
         self.operations: list[Operation] = []
         self.loss_operations: list[str] = []
         self.in_loss = False
@@ -116,7 +119,9 @@ class Tracer(TorchFunctionMode):
         self.operations.append(operation)
         for tensor in outputs:
             self._producers[tensor] = operation.index
-        if self.observer and operation.kind == "activation":
+        if operation.kind == "layer":
+            self.observer.layer_output(operation, outputs[0])
+        if operation.kind == "activation":
             self.observer.activated(operation, outputs[0])
         return result
 
@@ -190,8 +195,6 @@ class Tracer(TorchFunctionMode):
 
     def _tell_before(self, operation: Operation, data: Sequence[Tensor], args, kwargs) -> None:
         """Tensors that cross from one stage into another are the outputs of the stage they leave."""
-        if self.observer is None:
-            return
         for tensor in data:
             origin = self._stage_of(self._producer(tensor))
             if origin != operation.stage:
@@ -209,8 +212,7 @@ class Tracer(TorchFunctionMode):
         for tensor in tensors_in(output):
             stage = self._stage_of(self._producer(tensor))
             out_stage = max(out_stage, stage)
-            if self.observer:
-                self.observer.stage_output(stage, tensor)
+            self.observer.stage_output(stage, tensor)
         stages = tuple(self._stage(index) for index in range(self._stages))
         return Graph(tuple(self.operations), stages, out_stage, tuple(self.loss_operations))
 

@@ -15,6 +15,12 @@ from gainstage.theory.initialization import HE as HE
 from gainstage.theory.initialization import LECUN as LECUN
 from gainstage.theory.initialization import Scheme as Scheme
 from gainstage.theory.initialization import scheme_for as scheme_for
+from gainstage.theory.meanfield import Phase as Phase
+from gainstage.theory.meanfield import correlation_map as correlation_map
+from gainstage.theory.meanfield import edge_of_chaos as edge_of_chaos
+from gainstage.theory.meanfield import phase as phase
+from gainstage.theory.meanfield import tailored_leaky_relu as tailored_leaky_relu
+from gainstage.theory.meanfield import tailored_slope as tailored_slope
 from gainstage.theory.moments import Moments as Moments
 from gainstage.theory.moments import depth_scale as depth_scale
 from gainstage.theory.moments import moments as moments

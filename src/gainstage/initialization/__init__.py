@@ -1,0 +1,8 @@
+"""gs.initialize and what it is made of."""
+
+from gainstage.initialization.initialize import Initialization as Initialization
+from gainstage.initialization.initialize import initialize as initialize
+from gainstage.initialization.initialize import initialize_stages as initialize_stages
+from gainstage.initialization.stages import bias_of as bias_of
+from gainstage.initialization.stages import scheme_of as scheme_of
+from gainstage.initialization.stages import weight_of as weight_of
