@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import platform
-from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
-from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gainstage as gs
+from benchmarks.tools import environment, seconds, write
 
-RESULTS = Path(__file__).parent / "results"
 ROUNDS = 15
 BATCH = 256  # what a check measures
 
@@ -48,13 +43,6 @@ def networks() -> dict[str, tuple[nn.Module, Tensor]]:
     }
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    began = perf_counter()
-    action()
-    return perf_counter() - began
-
-
 def measure(model: nn.Module, x: Tensor) -> dict[str, float]:
     """Medians over rounds in which a plain step and a check take turns."""
     y = torch.arange(len(x)) % 10
@@ -78,21 +66,15 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(2)
     found = {name: measure(model, x) for name, (model, x) in networks().items()}
-    RESULTS.mkdir(exist_ok=True)
-    environment = {"torch": torch.__version__, "python": platform.python_version(), "threads": 2}
-    (RESULTS / "check.json").write_text(json.dumps({"environment": environment, "networks": found}, indent=2) + "\n")
-    lines = [
-        "# What a check costs",
-        "",
-        f"`make bench`, torch {torch.__version__}, 2 threads, batch {BATCH}, medians of {ROUNDS} rounds, both in turn.",
-        "",
-        "| network | one training step | one check, in training steps |",
-        "| --- | --- | --- |",
-        *(f"| {name} | {row['step_ms']:.1f} ms | {row['check_in_steps']:.1f} |" for name, row in found.items()),
-    ]
-    text = "\n".join(lines) + "\n"
-    (RESULTS / "check.md").write_text(text)
-    print(text)  # noqa: T201
+    lines = ["| network | one training step | one check, in training steps |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {row['step_ms']:.1f} ms | {row['check_in_steps']:.1f} |" for name, row in found.items()]
+    write(
+        "check",
+        f"What a check of {BATCH} samples costs",
+        lines,
+        {"environment": environment(2), "networks": found},
+        ROUNDS,
+    )
 
 
 if __name__ == "__main__":
