@@ -12,7 +12,9 @@ from gainstage.theory.meanfield import (
     correlation_map,
     edge_of_chaos,
     leaky_correlation,
+    level_keeping,
     phase,
+    power_for_depth,
     tailored_leaky_relu,
     tailored_slope,
 )
@@ -117,3 +119,23 @@ def test_the_tailored_activation_has_that_slope():
 def test_an_impossible_tailoring_gets_one_sentence(depth, similarity):
     with pytest.raises(BadInput):
         tailored_slope(depth, similarity)
+
+
+@pytest.mark.parametrize("name", ["tanh", "selu", "gelu", "elu", "silu"])
+@pytest.mark.parametrize("depth", [10, 100, 1000])
+def test_the_power_for_a_depth_uses_up_the_growth_that_is_allowed(name, depth):
+    q = power_for_depth(lookup(name), depth)
+    chi = level_keeping(lookup(name), q)[1]
+    assert depth * abs(math.log(chi)) <= 1
+    assert q == 1.0 or depth * abs(math.log(chi)) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_deeper_networks_take_smaller_pre_activations_and_relu_does_not_care():
+    powers = [power_for_depth(TANH, depth) for depth in (3, 30, 300, 3000)]
+    assert powers == sorted(powers, reverse=True)
+    assert power_for_depth(RELU, 1000) == 1.0
+
+
+def test_the_logistic_function_keeps_no_gradient_at_any_power():
+    with pytest.raises(BadInput, match="no weights keep both level and gradient"):
+        power_for_depth(lookup("logistic"), 10)

@@ -58,14 +58,14 @@ def initialize(
 
     scheme: "auto", the chapter's table (Glorot for none, tanh, logistic and softmax, He for the ReLU family, LeCun for
     SELU); "exact", the variance by quadrature for the very activation, that keeps="signal", "gradient" or "both" (the
-    geometric mean); "isometric", orthogonal weights at the edge of chaos; "data", orthogonal weights scaled so that every
-    pre-activation has unit variance on a batch, in one forward pass. Biases become zero ("isometric": normal of the
-    variance that the edge of chaos takes). In residual networks the last layer of each branch is scaled by
+    geometric mean); "isometric", orthogonal weights that keep level and gradient through the depth of this network;
+    "data", orthogonal weights scaled so that every pre-activation has unit variance on a batch, in one forward pass.
+    Biases become zero. In residual networks the last layer of each branch is scaled by
     1/sqrt(branches), and kept where it is all zero; but for "auto" the output layer is scaled so that the loss starts at
     chance. Recurrent gates, attention's matrices and embeddings are drawn one by one (Glorot; embeddings variance 1).
     data: any training data, or inputs alone; without it a zero input of a plausible shape is traced ("data" needs it).
     distribution: "normal", "truncated_normal" or "uniform", where weights are not orthogonal.
-    Raises BadInput for unknown names, when the network cannot be run, and where an activation has no edge of chaos.
+    Raises BadInput for unknown names, when the network cannot be run, and where no weights keep an activation's gradient.
     """
     check_names(scheme, keep)
     check_distribution(distribution)
@@ -108,9 +108,7 @@ def _draw(model: nn.Module, stage: Stage, plan: Plan, weight: Tensor, distributi
     plan.draw(values, distribution, generator)
     set_weight(model, stage, values)
     bias = bias_of(model, stage)
-    if bias is not None and plan.bias_variance > 0:
-        fill(bias, plan.bias_variance, "normal", generator)
-    elif bias is not None:
+    if bias is not None:
         nn.init.zeros_(bias)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -14,10 +13,9 @@ from gainstage.initialization.stages import follower, scheme_of
 from gainstage.nn.initializers import fill
 from gainstage.nn.orthogonal import DeltaOrthogonal, Orthogonal
 from gainstage.signal import NETWORK_INPUT, Graph, Stage
-from gainstage.theory import Activation, Fans, edge_of_chaos, moments
+from gainstage.theory import Fans, level_keeping, moments, power_for_depth
 
 OUTPUT_GAIN = 0.1  # logits of standard deviation 0.1 raise the cross-entropy above chance by 0.005
-EDGE_POWERS = (0.05, 1.0)  # pre-activation powers tried: small, where a smooth activation is nearly linear, then 1
 KEEP = ("signal", "gradient", "both")
 
 Draw = Callable[[Tensor], object]
@@ -25,12 +23,11 @@ Draw = Callable[[Tensor], object]
 
 @dataclass(frozen=True)
 class Plan:
-    """What one stage's layer gets: the variance of its weights, of its bias, whether orthogonal, and why."""
+    """What one stage's layer gets: the variance of its weights, the gain where they are orthogonal, and why."""
 
     scheme: str
     variance: float
     reason: str
-    bias_variance: float = 0.0
     orthogonal_gain: float | None = None
 
     def scaled(self, factor: float, why: str) -> Plan:
@@ -83,46 +80,20 @@ def exact(graph: Graph, stage: Stage, fans: Fans, keep: str = "signal") -> Plan:
 
 
 def isometric(graph: Graph, stage: Stage, fans: Fans) -> Plan:
-    """Orthogonal weights at the edge of chaos (Saxe 2014; Pennington 2017; Xiao 2018): gain^2 = 1 / E f'^2, and the bias
-    that makes the pre-activations' power q a fixed point. The first layer brings inputs of power 1 to q at once."""
+    """Orthogonal weights that keep the pre-activations' power at q, with q so small that the gradient changes by no more
+    than a factor e over the whole depth (Saxe 2014; Pennington 2017). The first layer brings inputs of power 1 to q."""
     if stage.activation is None:
         return Plan("orthogonal", 1 / fans.fan_in, "no activation behind: gain 1", orthogonal_gain=1.0)
-    edge = stable_edge(stage.activation)
-    power = edge.q - edge.bias_power if stage.source == NETWORK_INPUT else edge.weight_power
-    reason = f"edge of chaos of {stage.activation.name} at q = {edge.q:g}: gain {math.sqrt(power):.4g}"
-    return Plan("orthogonal", power / fans.fan_in, reason, edge.bias_power, math.sqrt(power))
+    depth = sum(graph.stages[i].activation is not None for i in graph.main_path())
+    q = power_for_depth(stage.activation, max(depth, 1))
+    power = q if stage.source == NETWORK_INPUT else level_keeping(stage.activation, q)[0]
+    reason = f"{stage.activation.name} at q = {q:.3g} for {depth} layers: gain {math.sqrt(power):.4g}"
+    return Plan("orthogonal", power / fans.fan_in, reason, math.sqrt(power))
 
 
 def measured(graph: Graph, stage: Stage, fans: Fans) -> Plan:
     """Orthogonal weights of gain 1, to be scaled to the data afterwards (Mishkin 2015)."""
     return Plan("orthogonal", 1 / fans.fan_in, "then scaled to unit variance on the data", orthogonal_gain=1.0)
-
-
-class Edge(NamedTuple):
-    """A point on the edge of chaos: the pre-activations' power, and the powers of weights and biases that keep it."""
-
-    q: float
-    weight_power: float
-    bias_power: float
-
-
-def stable_edge(activation: Activation) -> Edge:
-    """The edge of chaos at the smallest of some pre-activation powers that the network itself returns to; at 1 for
-    activations to which the scale does not matter. Raises BadInput where there is none."""
-    for q in EDGE_POWERS:
-        try:
-            weight_power, bias_power = edge_of_chaos(activation, q)
-        except BadInput:
-            continue
-        if bias_power < 1e-9:
-            return Edge(1.0, weight_power, 0.0)
-        # a little above the fixed point the level must not run away
-        above = weight_power * moments(activation, 1.01 * q).second + bias_power
-        if above <= 1.01 * q * (1 + 1e-6):
-            return Edge(q, weight_power, bias_power)
-    raise BadInput(
-        f"{activation.name} has no stable edge of chaos; use the scheme 'data' or 'exact', or another activation"
-    )
 
 
 PLANS = {"auto": auto, "exact": exact, "isometric": isometric, "data": measured}

@@ -18,7 +18,9 @@ from gainstage.theory.initialization import scheme_for as scheme_for
 from gainstage.theory.meanfield import Phase as Phase
 from gainstage.theory.meanfield import correlation_map as correlation_map
 from gainstage.theory.meanfield import edge_of_chaos as edge_of_chaos
+from gainstage.theory.meanfield import level_keeping as level_keeping
 from gainstage.theory.meanfield import phase as phase
+from gainstage.theory.meanfield import power_for_depth as power_for_depth
 from gainstage.theory.meanfield import tailored_leaky_relu as tailored_leaky_relu
 from gainstage.theory.meanfield import tailored_slope as tailored_slope
 from gainstage.theory.moments import Moments as Moments

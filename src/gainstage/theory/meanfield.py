@@ -19,6 +19,7 @@ from gainstage.errors import BadInput
 from gainstage.theory.activations import Activation
 from gainstage.theory.moments import depth_scale, level_after, moments, signal_power, stationary_level
 
+SMALLEST_POWER = 1e-6  # of pre-activations: below it single precision has little left
 SURVIVAL = 6.0  # depth scales that a signal survives (Schoenholz 2017)
 
 
@@ -115,6 +116,41 @@ def edge_of_chaos(activation: Activation, q: float = 1.0) -> tuple[float, float]
             f"variance ({bias_power:.3g}); try a larger or smaller power"
         )
     return weight_power, max(bias_power, 0.0)
+
+
+def level_keeping(activation: Activation, q: float) -> tuple[float, float]:
+    """(weight_power, chi) without biases: the weight power q / E f^2 that keeps the pre-activations' power at q, and the
+    factor chi = weight_power E f'^2 by which a layer then multiplies the gradient's power."""
+    at = moments(activation, q)
+    weight_power = q / at.second
+    return weight_power, weight_power * at.slope
+
+
+def power_for_depth(activation: Activation, depth: int, growth: float = 1.0) -> float:
+    """The largest pre-activation power q up to 1 at which a network of `depth` layers that keeps its level changes the
+    gradient's power by no more than e^growth in all: depth |ln chi(q)| <= growth.
+
+    The smaller q, the more linear a smooth activation: the deeper the network, the smaller q must be. Raises BadInput for
+    an activation that is not linear around 0 to within that (the logistic function), and for a depth below 1.
+    """
+    if depth < 1:
+        raise BadInput(f"a network has at least one layer, got a depth of {depth}")
+
+    def fits(q: float) -> bool:
+        return depth * abs(math.log(level_keeping(activation, q)[1])) <= growth
+
+    if fits(1.0):
+        return 1.0
+    low, high = SMALLEST_POWER, 1.0
+    if not fits(low):
+        raise BadInput(
+            f"no weights keep both level and gradient through {depth} layers of {activation.name}; "
+            "use another activation, or normalisation"
+        )
+    for _ in range(40):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def leaky_correlation(slope: float, c: float) -> float:
