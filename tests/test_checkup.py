@@ -17,7 +17,7 @@ LOSS = nn.CrossEntropyLoss()
 
 
 def sick():
-    return deep(6, "logistic", normal_weights(1.0))
+    return deep(8, "logistic", normal_weights(1.0))
 
 
 FORMS = {
@@ -76,17 +76,17 @@ def test_json_holds_findings_and_ledger():
     document = json.loads(gs.check(sick(), LOSS, blobs()).to_json())
     assert document["findings"][0]["code"] == "I101"
     assert document["findings"][0]["consequences"][0]["code"] == "S102"
-    assert len(document["ledger"]["stages"]) == 7
+    assert len(document["ledger"]["stages"]) == 9
     assert document["ledger"]["stages"][1]["expected_gain"] > 0
 
 
 def test_a_finding_shows_what_the_design_promises():
     finding = gs.check(sick(), LOSS, blobs()).findings[0]
     assert (finding.code, finding.severity) == ("I101", "error")
-    assert finding.where == ("hidden2", "hidden3", "hidden4", "hidden5", "hidden6")
+    assert finding.where == tuple(f"hidden{number}" for number in range(2, 9))
     assert finding.remedies[0] == "initialize-for-activation"
     assert finding.consequences
-    assert str(finding).startswith("I101 initialization-does-not-fit-activation  stages hidden2 to hidden6")
+    assert str(finding).startswith("I101 initialization-does-not-fit-activation  stages hidden2 to hidden8")
 
 
 def test_text_and_html_need_no_further_call():
@@ -166,3 +166,27 @@ def test_bad_input_gets_one_sentence_and_changes_nothing(name, function):
 def test_bad_options_get_one_sentence(options, sentence):
     with pytest.raises(BadInput, match=sentence):
         gs.check(deep(1, "relu"), LOSS, blobs(), **options)
+
+
+def test_a_loss_that_is_not_finite_is_never_healthy():
+    def broken(output, y):
+        return torch.log(-output.abs()).mean()
+
+    with pytest.raises(BadInput, match="the loss of finite inputs and outputs is nan"):
+        gs.check(deep(1, "relu"), broken, blobs())
+
+
+def test_a_selection_that_cannot_speak_at_this_level_is_refused():
+    with pytest.raises(BadInput, match="none of the selected rules can speak at level 'static'"):
+        gs.check(sick(), LOSS, blobs(), select=["S", "G"], level="static")
+
+
+@pytest.mark.parametrize("build", [lambda: nn.Sequential(nn.LazyLinear(3)), lambda: torch.jit.script(nn.Linear(20, 3))])
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.draws
+def test_lazy_and_scripted_models_are_refused_in_one_sentence(build):
+    model = build()
+    before = type(model)
+    with pytest.raises(BadInput, match=r"run one batch through it first|a scripted module"):
+        gs.check(model, LOSS, blobs())
+    assert type(model) is before

@@ -248,3 +248,12 @@ def test_better_means_beyond_the_spread_of_the_seeds(treated, better):
 def test_a_description_has_one_line_a_module():
     lines = describe(deep(2, "tanh"))
     assert [line.split(":")[0] for line in lines] == ["hidden1", "activation1", "hidden2", "activation2", "output"]
+
+
+def test_a_remedy_that_multiplies_the_loss_is_undone():
+    model, (x, y) = deep(3, "tanh"), blobs()
+    before = state(model)
+    result = gs.fix(model, LOSS, (1000 * x, y), unsafe=True)
+    kept_losses = [result.after.ledger.loss / result.before.ledger.loss]
+    assert all(ratio < 3 for ratio in kept_losses)
+    assert result.applied or same(before, model.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from gainstage.display import Displayed
 from gainstage.errors import BadInput
 from gainstage.program import Program, as_program, check_batch
-from gainstage.rules import DEPTHS, Context, Depth, Finding, choose, flatten, run_rules
+from gainstage.rules import DEPTHS, Context, Depth, Finding, can_speak, choose, flatten, run_rules
 from gainstage.signal import Graph, Ledger, measure, trace
 
 SAMPLES = 256  # measured in preflight: a dead unit is then known to fire on fewer than 1.2 % of the inputs
@@ -81,13 +82,20 @@ def check_program(
     """The same for a Program."""
     depth = _depth(level)
     rules = choose(select, ignore)
+    if select is not None and not any(can_speak(rule, depth) for rule in rules):
+        raise BadInput(f"none of the selected rules can speak at level {depth!r}; use level='preflight'")
     batch = program.source.sample(max(SAMPLES, program.batch_size or 0), seed)
     if depth == "static":
         check_batch(*batch)
         graph, ledger = trace(program.model, batch[0]), None
     else:
         graph, ledger = measure(program.model, program.loss, batch)
-    return Checkup(run_rules(rules, Context(program.model, graph, ledger, program), depth), ledger, graph, depth)
+    findings = run_rules(rules, Context(program.model, graph, ledger, program), depth)
+    if not findings and ledger is not None and ledger.loss is not None and not math.isfinite(ledger.loss):
+        raise BadInput(
+            f"the loss of finite inputs and outputs is {ledger.loss}; look for a log, a root or a division in it"
+        )
+    return Checkup(findings, ledger, graph, depth)
 
 
 def _depth(level: str) -> Depth:

@@ -35,6 +35,7 @@ def make_optimizer(spec: OptimizerLike, model: nn.Module) -> Optimizer:
     """
     check_optimizer(spec)
     if isinstance(spec, Optimizer):
+        check_trains(spec, model)
         return spec
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
@@ -52,3 +53,10 @@ def check_optimizer(spec: OptimizerLike) -> None:
         raise BadInput(f"no optimiser is called {spec!r}; known are: {', '.join(BY_NAME)}")
     if spec is not None and not isinstance(spec, (str, Optimizer)) and not callable(spec):
         raise BadInput(f"the optimizer must be a name, an instance or a callable, got {spec!r}")
+
+
+def check_trains(optimizer: Optimizer, model: nn.Module) -> None:
+    """BadInput when none of the optimiser's parameters belongs to the model."""
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise BadInput("the optimizer trains none of the model's parameters; give the optimizer of this model")

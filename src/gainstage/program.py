@@ -40,7 +40,8 @@ class Program:
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
-            raise BadInput(f"the model must be a torch.nn.Module, got {_kind(self.model)}")
+            hint = f"; did you mean {self.model.__name__}()?" if isinstance(self.model, type) else ""
+            raise BadInput(f"the model must be a torch.nn.Module, got {_kind(self.model)}{hint}")
         if not callable(self.loss) or isinstance(self.loss, type):
             raise BadInput(f"the loss must be callable as loss(output, targets), got {_kind(self.loss)}")
         for name in ("batch_size", "epochs"):
@@ -81,7 +82,7 @@ def as_program(model: Any, loss: Any = None, data: Any = None, **settings: Any) 
             raise BadInput("give either a Program or model, loss and data, not both")
         return replace(model, **given) if given else model
     if loss is None or data is None:
-        raise BadInput("a model alone cannot be measured: give model, loss and data, or a Program")
+        raise BadInput("a model is measured with its loss on its data: give model, loss and data, or a Program")
     return Program(model, loss, data, **given)
 
 

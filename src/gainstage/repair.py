@@ -22,6 +22,7 @@ from gainstage.trial import redraw, train_briefly
 
 TRIAL_SEEDS = 3
 TRIAL_STEPS = 100
+WORST_LOSS_RATIO = 3.0  # new weights start at another loss, but not at several times the old one
 MOST_ATTEMPTS = 30  # far beyond what a fixed point takes; a guard against remedies that chase each other
 
 
@@ -252,6 +253,9 @@ class _Doctor:
             return "it did not change what it claims to change"
         if any(f.code == finding.code and f.overlaps(finding) for f in flatten(after.findings)):
             return f"{finding.code} {finding.name} is still there"
+        before, now = (_loss_of(checkup) for checkup in (self.current, after))
+        if now > WORST_LOSS_RATIO * before or not math.isfinite(now):
+            return f"it raises the loss from {before:.3g} to {now:.3g}"
         known = set(self.current.codes)
         new = [f for f in flatten(after.findings) if f.code not in known and f.severity != "note"]
         return f"it brings {new[0].code} {new[0].name}: {new[0].message}" if new else None
@@ -275,6 +279,12 @@ class _Doctor:
     @staticmethod
     def _report(remedy: Remedy, finding: Finding, kept: bool, reason: str, trial: TrialResult | None = None) -> Attempt:
         return Attempt(remedy.name, remedy.title, remedy.safety, finding.code, kept, reason, trial)
+
+
+def _loss_of(checkup: Checkup) -> float:
+    """Loss of the measured batch; 0 where nothing was measured, infinite where it is not a number."""
+    loss = 0.0 if checkup.ledger is None or checkup.ledger.loss is None else abs(checkup.ledger.loss)
+    return math.inf if math.isnan(loss) else loss
 
 
 def _redraw(program: Program, seed: int) -> None:

@@ -9,7 +9,6 @@ import sys
 from typing import Any
 
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 
 from gainstage.cli.main import app
@@ -62,7 +61,7 @@ def wide_and_plain(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def call(*arguments: str) -> Result:
+def call(*arguments: str):
     """A command in this process, the process's random state put back."""
     return quiet(lambda: CliRunner().invoke(app, list(arguments)))
 
@@ -88,7 +87,7 @@ def is_one_sentence(text: str) -> bool:
     return bool(re.fullmatch(r"gainstage: [^\n]+\n", text)) and "Traceback" not in text
 
 
-def codes(result: Result) -> set[str]:
+def codes(result) -> set[str]:
     """Codes in a checkup that was written as JSON, consequences included."""
 
     def of(findings: list[dict[str, Any]]) -> list[str]:
@@ -382,6 +381,52 @@ def test_explain_of_an_unknown_rule_lists_the_known_ones(arguments):
     assert all(code in result.stderr for code in REGISTRY)
 
 
+# ---------------------------------------------------------------- plot
+def test_plot_draws_activations_as_text():
+    process = run("plot", "activation", "selu", "huge-leaky-relu", "--range", "-4", "2.5")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert re.findall(r"^[a-z].*$", process.stdout, re.MULTILINE) == ["selu", "leaky_relu(0.2)"]
+    assert len(re.findall(r"^ +-4 +z +2.5$", process.stdout, re.MULTILINE)) == 2
+    assert "\x1b" not in process.stdout
+    assert not re.search(r" $", process.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "opening"), [("plot.svg", b"<svg "), ("plot.PNG", b"\x89PNG")])
+def test_plot_writes_a_picture(tmp_path, name, opening):
+    result = call("plot", "activation", "selu", "elu", "--out", str(tmp_path / name))
+    assert (result.exit_code, result.stdout) == (0, f"written to {tmp_path / name}\n")
+    assert (tmp_path / name).read_bytes().startswith(opening)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "phrase"),
+    [
+        (["softmin"], "no activation is called 'softmin'; known are: celu"),
+        (["selu", "softmax"], "softmax is not one function of one number"),
+        (["selu", "--range", "5", "5"], "from a lower to a higher finite number, got 5 to 5"),
+        (["selu", "--range", "5", "-5"], "got 5 to -5"),
+        (["selu", "--range", "nan", "1"], "got nan to 1"),
+        (["selu", "--out", "plot.pdf"], "written as SVG or PNG, not to 'plot.pdf'"),
+        (["softmin", "--out", "plot"], "written as SVG or PNG, not to 'plot'"),
+        (["selu", "--out", "missing/plot.svg"], "missing/plot.svg cannot be written"),
+    ],
+)
+def test_plot_refuses_bad_input_in_one_sentence(arguments, phrase):
+    result = call("plot", "activation", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert is_one_sentence(result.stderr)
+    assert phrase in result.stderr
+
+
+def test_plot_without_the_extra_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "altair", None)
+    result = call("plot", "activation", "selu", "--out", str(tmp_path / "plot.svg"))
+    assert result.exit_code == 2
+    assert is_one_sentence(result.stderr)
+    assert "pip install 'gainstage[report]'" in result.stderr
+    assert call("plot", "activation", "selu").exit_code == 0, "the terminal needs no extra"
+
+
 def test_demo_refuses_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     result = call("demo", "--folder", str(tmp_path / "file" / "demo"))
@@ -391,6 +436,6 @@ def test_demo_refuses_a_folder_that_cannot_be_written(tmp_path):
 
 def test_every_command_has_help():
     listed = re.findall(r"^  ([a-z]+)  ", call("--help").stdout.partition("Commands:")[2], re.MULTILINE)
-    assert {"check", "fix", "train", "rules", "explain", "demo"} <= set(listed)
+    assert {"check", "fix", "train", "rules", "explain", "plot", "demo"} <= set(listed)
     for name in listed:
         assert call(name, "--help").exit_code == 0

@@ -72,13 +72,20 @@ def test_a_layer_used_twice_is_drawn_once():
     assert len(gs.initialize(quiet(Twice), blobs(), generator=generator()).rows) == 1
 
 
-@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
 @pytest.mark.draws
-def test_weights_that_a_parametrisation_computes_are_set_through_it(wrap):
-    model = nn.Sequential(wrap(nn.Linear(50, 300)), nn.ReLU())
+def test_weights_that_a_parametrisation_computes_are_set_through_it():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(50, 300)), nn.ReLU())
     gs.initialize(model, normal(8, 50), generator=generator())
-    drawn = model[0].parametrizations.weight.original if wrap.__name__ == "spectral_norm" else model[0].weight
-    assert fits(drawn, 2 / 50)
+    assert fits(model[0].weight, 2 / 50)
+
+
+@pytest.mark.draws
+def test_weights_that_cannot_take_the_variance_are_left_as_they_are_and_named():
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(50, 300)), nn.ReLU())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    table = gs.initialize(model, normal(8, 50), generator=generator())
+    assert table.skipped == ("0",)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 3)])

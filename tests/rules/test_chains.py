@@ -11,8 +11,8 @@ from gainstage.rules.chains import ERROR_DB, WARNING_DB, Fall, describe_fall, la
 LEVELS = st.lists(st.floats(-200, 50), min_size=2, max_size=20)
 
 
-def test_thresholds_are_six_and_twelve_depth_scales():
-    assert pytest.approx(20 * math.log10(math.exp(3))) == WARNING_DB
+def test_thresholds_are_twelve_and_twenty_four_depth_scales():
+    assert pytest.approx(20 * math.log10(math.exp(6))) == WARNING_DB
     assert ERROR_DB == 2 * WARNING_DB
 
 

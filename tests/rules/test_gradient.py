@@ -23,8 +23,8 @@ def test_the_message_gives_place_ratio_decibels_and_theory():
 
 
 def test_severity_grows_with_the_fall():
-    assert only(gs.check(deep(4, "logistic"), LOSS, blobs()), "G101").severity == "warning"
-    assert only(gs.check(deep(8, "logistic"), LOSS, blobs()), "G101").severity == "error"
+    assert only(gs.check(deep(6, "logistic"), LOSS, blobs()), "G101").severity == "warning"
+    assert only(gs.check(deep(12, "logistic"), LOSS, blobs()), "G101").severity == "error"
 
 
 def test_a_gradient_that_is_not_finite_is_an_error():

@@ -50,7 +50,7 @@ def test_a_trained_network_is_not_judged_by_its_variance():
 
 def test_the_finding_says_what_theory_wants_and_how_far_off_it_is():
     finding = next(
-        f for f in flatten(gs.check(deep(6, "relu", normal_weights(0.5)), LOSS, blobs()).findings) if f.code == "I101"
+        f for f in flatten(gs.check(deep(8, "relu", normal_weights(0.5)), LOSS, blobs()).findings) if f.code == "I101"
     )
     assert "where relu needs 0.0312 (He)" in finding.message
     assert "sigma off" in finding.message

@@ -70,7 +70,32 @@ def sparse():
     return model
 
 
+class PreNorm(nn.Module):
+    """x + branch(LayerNorm(x)), as in a transformer."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)) for _ in range(blocks)
+        )
+        self.first, self.head = nn.Linear(20, 32), nn.Linear(32, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def defaults(activation, depth):
+    parts = [part for _ in range(depth) for part in (nn.Linear(20, 20), activation())]
+    return nn.Sequential(*parts, nn.Linear(20, 3))
+
+
 HEALTHY = {
+    "pre-norm residual, 24 blocks of torch's defaults": lambda: quiet(lambda: PreNorm(24)),
+    "torch's defaults, five ReLU layers": lambda: quiet(lambda: defaults(nn.ReLU, 5)),
+    "torch's defaults, five GELU layers": lambda: quiet(lambda: defaults(nn.GELU, 5)),
     "He ReLU, 20 layers": lambda: deep(20, "relu"),
     "SELU, 40 layers": lambda: deep(40, "selu"),
     "ELU, 10 layers": lambda: deep(10, "elu"),
@@ -141,3 +166,12 @@ def test_a_fault_in_the_middle_is_seen_although_first_and_last_stage_agree():
         model.hidden7.weight.mul_(100.0)
     finding = next(f for f in flatten(gs.check(model, LOSS, blobs()).findings) if f.code == "S103")
     assert "hidden6" in finding.where
+
+
+@pytest.mark.parametrize("depth", [2, 5])
+def test_a_trained_tanh_network_stays_silent(depth):
+    """Learning itself saturates units: hidden features become decisions."""
+    x, y = blobs(512)
+    model = quiet(lambda: defaults(nn.Tanh, depth))
+    gs.fit(model, LOSS, (x, y), optimizer="adam", epochs=40, progress=False)
+    assert gs.check(model, LOSS, (x, y)).codes == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
 import torch
@@ -68,6 +69,8 @@ def _run(folder: Path, epochs: int) -> None:
     show(result.after)
 
     _title(f"fit: both networks, {epochs} epochs, the same optimiser and order of data")
+    for name in ("original", "repaired"):
+        shutil.rmtree(folder / name, ignore_errors=True)  # of an earlier demo
     settings = {"optimizer": optimizer, "epochs": epochs, "batch_size": BATCH}
     runs: dict[str, Run] = {
         name: fit(model, loss, train, valid, folder=folder / name, label=name, **settings)

@@ -166,6 +166,34 @@ def explain(
             show(rule_page(rule))
 
 
+plot = typer.Typer(help="Draw what theory knows.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(plot, name="plot")
+
+
+@plot.command("activation")
+def plot_activation(
+    names: Annotated[list[str], typer.Argument(help="Names of activations, such as selu elu leaky_relu.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write an SVG or PNG file instead of drawing in the terminal.")
+    ] = None,
+    bounds: Annotated[tuple[float, float], typer.Option("--range", metavar="LOW HIGH", help="Inputs.")] = (-5.0, 5.0),
+) -> None:
+    """Draw activations: the curve, its derivative and where it saturates (slope below 5 % of its maximum)."""
+    with clear_errors():
+        from gainstage.nn.activations import pointwise
+        from gainstage.report.charts import check_ending, save_chart
+        from gainstage.report.plots import Plot, curve_of
+
+        if out is not None:
+            check_ending(out)
+        curves = [curve_of(pointwise(name), *bounds) for name in names]
+        if out is None:
+            show(Plot(curves))
+        else:
+            save_chart(curves, out)
+            write(f"written to {out}")
+
+
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),

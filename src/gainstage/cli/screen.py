@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from gainstage.errors import GainstageError
 
-HEALTHY, FINDINGS, BAD_INPUT = 0, 1, 2
+HEALTHY, FINDINGS, BAD_INPUT, INTERNAL = 0, 1, 2, 3
 
 
 def console() -> Console:
@@ -42,9 +43,15 @@ def write(text: str) -> None:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turn an error that the user can solve into one sentence on standard error and exit code 2."""
+    """Turn an error that the user can solve into one sentence on standard error and exit code 2; exit
+    code 3 is an error of ours."""
     try:
         yield
     except GainstageError as error:
         sys.stderr.write(f"gainstage: {error}\n")
         raise typer.Exit(BAD_INPUT) from None
+    except typer.Exit:
+        raise
+    except Exception:
+        sys.stderr.write(f"gainstage: an error of its own; please report it:\n{traceback.format_exc()}")
+        raise typer.Exit(INTERNAL) from None

@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +36,11 @@ def load(text: str) -> Target:
     arguments, and an error in the user's code.
     """
     place, name = _split(text)
+    with redirect_stdout(sys.stderr):  # what the user's file prints must not mix with results
+        return _load(place, name)
+
+
+def _load(place: str, name: str) -> Target:
     is_file = place.endswith(".py") or "/" in place
     with _importable(Path(place).resolve().parent if is_file else Path.cwd()):
         module = _from_file(Path(place)) if is_file else _from_name(place)

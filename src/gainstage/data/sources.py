@@ -183,7 +183,7 @@ class FromLoader:
     def sample(self, size: int, seed: int) -> Batch:
         """The loader's own next batches, joined until `size` samples are there where they are plain tensors."""
         collected: list[Batch] = []
-        with seeded(seed), _generators_kept(self.loader):
+        with seeded(seed), generators_kept(self.loader):
             for batch in self.loader:
                 collected.append(_as_pair(batch, "DataLoader"))
                 if not isinstance(collected[0][0], Tensor) or sum(len(x) for x, _ in collected) >= size:
@@ -205,7 +205,7 @@ class FromLoader:
 
 
 @contextmanager
-def _generators_kept(loader: DataLoader) -> Iterator[None]:
+def generators_kept(loader: DataLoader) -> Iterator[None]:
     """A loader's own generators are afterwards as before, so that looking at a batch does not change the user's order."""
     owners = (loader, getattr(loader, "sampler", None), getattr(loader.batch_sampler, "sampler", None))
     found = {id(g): g for owner in owners if (g := getattr(owner, "generator", None)) is not None}

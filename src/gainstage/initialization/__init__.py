@@ -1,6 +1,7 @@
 """gs.initialize and what it is made of."""
 
 from gainstage.initialization.initialize import Initialization as Initialization
+from gainstage.initialization.initialize import InitializedStage as InitializedStage
 from gainstage.initialization.initialize import initialize as initialize
 from gainstage.initialization.initialize import initialize_stages as initialize_stages
 from gainstage.initialization.stages import bias_of as bias_of

@@ -98,18 +98,22 @@ def initialize_stages(
             skipped.append(stage.name)
         elif stage.layer.module not in seen:
             seen.add(stage.layer.module)
-            _draw(model, stage, plan, weight, distribution, generator)
-            rows.append(InitializedStage(stage.name, follower(stage), plan.scheme, plan.variance, plan.reason))
+            if _draw(model, stage, plan, weight, distribution, generator):
+                rows.append(InitializedStage(stage.name, follower(stage), plan.scheme, plan.variance, plan.reason))
+            else:
+                skipped.append(stage.name)
     return Initialization(tuple(rows), tuple(skipped))
 
 
-def _draw(model: nn.Module, stage: Stage, plan: Plan, weight: Tensor, distribution: str, generator) -> None:
+def _draw(model: nn.Module, stage: Stage, plan: Plan, weight: Tensor, distribution: str, generator) -> bool:
     values = torch.empty_like(weight, requires_grad=False)
     plan.draw(values, distribution, generator)
-    set_weight(model, stage, values)
+    if not set_weight(model, stage, values):
+        return False
     bias = bias_of(model, stage)
     if bias is not None:
         nn.init.zeros_(bias)
+    return True
 
 
 def _initialize_others(model: nn.Module, graph: Graph, distribution: str, generator) -> list[InitializedStage]:

@@ -31,34 +31,50 @@ def follower(stage: Stage) -> str:
 
 def weight_of(model: nn.Module, stage: Stage) -> nn.Parameter | None:
     """The layer's weight as a parameter of the model, or None where it is computed from others (weight norm)."""
-    parameters = dict(model.named_parameters())
-    for name in stage.layer.parameters[:1]:
-        found = parameters.get(name)
-        if found is not None and found.ndim > 1 and not _is_parametrized(model, stage):
-            return found
-    return None
+    found = dict(model.named_parameters()).get(stage.layer.weight)
+    return found if found is not None and found.ndim > 1 else None
 
 
 def current_weight(model: nn.Module, stage: Stage) -> Tensor | None:
     """The layer's weight as it is used, also where a parametrisation computes it; None for other computed weights."""
     if not _is_parametrized(model, stage):
         return weight_of(model, stage)
-    weight = model.get_submodule(stage.layer.module).weight
-    return weight if isinstance(weight, Tensor) else None
+    return _computed_weight(model.get_submodule(stage.layer.module))
 
 
 def _is_parametrized(model: nn.Module, stage: Stage) -> bool:
     return parametrize.is_parametrized(model.get_submodule(stage.layer.module), "weight")
 
 
-def set_weight(model: nn.Module, stage: Stage, values: Tensor) -> None:
-    """Write the layer's weight, through its parametrisation where it has one."""
+def set_weight(model: nn.Module, stage: Stage, values: Tensor) -> bool:
+    """Write the layer's weight, through its parametrisation where it has one; False, with the weight as it was, where the
+    parametrisation cannot take these values (spectral norm)."""
     parameter = weight_of(model, stage)
-    if parameter is None:
-        assign(model.get_submodule(stage.layer.module), "weight", values)
-    else:
+    if parameter is not None:
         with torch.no_grad():
             parameter.copy_(values)
+        return True
+    layer = model.get_submodule(stage.layer.module)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    assign(layer, "weight", values)
+    if torch.allclose(_computed_weight(layer), values, rtol=1e-2, atol=1e-3 * float(values.abs().max())):
+        return True
+    layer.load_state_dict(before)
+    return False
+
+
+def _computed_weight(layer: nn.Module) -> Tensor:
+    """The weight as a parametrisation computes it, read in eval mode: spectral norm iterates whenever it is read."""
+    parametrization = layer.get_submodule("parametrizations.weight")
+    modes = [(module, module.training) for module in parametrization.modules()]
+    parametrization.eval()
+    try:
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def bias_of(model: nn.Module, stage: Stage) -> nn.Parameter | None:

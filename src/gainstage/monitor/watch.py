@@ -16,7 +16,8 @@ from gainstage.errors import BadInput
 from gainstage.monitor.recording import Recording
 from gainstage.monitor.sampling import Sampler
 from gainstage.monitor.store import RunStore
-from gainstage.rules import Context, Finding, choose, run_rules
+from gainstage.optimizers import check_trains
+from gainstage.rules import Context, Finding, choose, flatten, run_rules
 from gainstage.signal import Ledger
 
 
@@ -65,9 +66,7 @@ def _check_arguments(model: Any, optimizer: Any, log: Any, on_finding: Any) -> N
     for name, value in (("log", log), ("on_finding", on_finding)):
         if value is not None and not callable(value):
             raise BadInput(f"{name} must be callable, got a {type(value).__name__}")
-    own = {id(parameter) for parameter in model.parameters()}
-    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
-        raise BadInput("the optimizer trains none of the model's parameters; give the optimizer of this model")
+    check_trains(optimizer, model)
 
 
 class Monitor:
@@ -185,7 +184,7 @@ class Monitor:
             self.log(_scalars(self.step, ledger))
         if self.store is not None:
             self.store.add_readings(self.step, ledger.records())
-        seen = {finding.code for finding in self.findings}
+        seen = {finding.code for finding in flatten(self.findings)}
         rules = [rule for rule in choose() if rule.depth != "static" or self.step == 0]
         for finding in run_rules(rules, Context(self.model, graph, ledger), "run"):
             if finding.code not in seen:

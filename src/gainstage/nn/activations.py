@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
 from torch import nn
 
+from gainstage.errors import BadInput
+from gainstage.theory import KNOWN, Activation, leaky_relu
 from gainstage.theory.activations import canonical_name
+from gainstage.theory.meanfield import tailored_slope
 
-MODULES: dict[str, Callable[[], nn.Module]] = {
+SIMILARITY = 0.9  # of two samples behind a tailored network (Zhang 2022)
+LEAKS = {"leaky_relu": 0.01, "huge_leaky_relu": 0.2, "keras_leaky_relu": 0.3}  # PyTorch's, the chapter's, Keras's layer
+
+
+def _leaky_relu(default: float, slope: float | None = None) -> nn.Module:
+    return nn.LeakyReLU(default if slope is None else slope)
+
+
+def _prelu(slope: float = 0.25, channels: int = 1) -> nn.Module:
+    return nn.PReLU(channels, slope)
+
+
+def _tailored(depth: int | None = None, similarity: float = SIMILARITY) -> nn.Module:
+    if depth is None:
+        raise BadInput("tailored_leaky_relu works its slope out from the depth of the network; pass depth=")
+    return nn.LeakyReLU(tailored_slope(depth, similarity))
+
+
+MODULES: dict[str, Callable[..., nn.Module]] = {
     "identity": nn.Identity,
     "logistic": nn.Sigmoid,
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
-    "leaky_relu": partial(nn.LeakyReLU, 0.01),
+    **{name: partial(_leaky_relu, slope) for name, slope in LEAKS.items()},
+    "tailored_leaky_relu": _tailored,
     "rrelu": nn.RReLU,
-    "prelu": nn.PReLU,
+    "prelu": _prelu,
     "elu": nn.ELU,
     "selu": nn.SELU,
     "celu": nn.CELU,
@@ -31,8 +54,79 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "hardsigmoid": nn.Hardsigmoid,
     "softmax": partial(nn.Softmax, dim=-1),
 }
+SETTINGS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(LEAKS, ("slope",)),
+    "tailored_leaky_relu": ("depth", "similarity"),
+    "prelu": ("slope", "channels"),
+    "elu": ("alpha",),
+    "celu": ("alpha",),
+}
+OTHER_NAMES = {  # the chapter's and Keras's, bare of everything but letters
+    "scaledelu": "selu",
+    "randomizedleakyrelu": "rrelu",
+    "parametricleakyrelu": "prelu",
+    "hardsilu": "hardswish",
+}
 
 
-def make(name: str) -> nn.Module:
-    """A new module of the activation `name`, in PyTorch's, Keras's or the chapter's spelling; BadInput lists all."""
-    return MODULES[canonical_name(name, MODULES)]()
+def make(
+    name: str,
+    *,
+    slope: float | None = None,
+    alpha: float | None = None,
+    channels: int | None = None,
+    depth: int | None = None,
+    similarity: float = SIMILARITY,
+) -> nn.Module:
+    """A new module of the activation `name`, in PyTorch's, Keras's or the chapter's spelling.
+
+    slope: of a leaky ReLU for negative inputs (without it "leaky_relu" has 0.01, "huge leaky relu" 0.2, as in the
+    chapter, and "keras_leaky_relu" 0.3, as Keras's layer), or the one from which a PReLU starts (0.25). channels: slopes
+    that a PReLU learns, 1 in all or one a channel, where channels are dimension 1. alpha: of ELU and CELU (1). depth and
+    similarity: "tailored_leaky_relu" takes the slope with which a plain network of `depth` layers maps uncorrelated inputs
+    to that similarity (Zhang 2022). RReLU draws its slope in training and takes the mean in evaluation (Xu 2015).
+    Softmax normalises the last dimension. Raises BadInput for an unknown name and for a setting that is out of range or
+    that the activation does not take.
+    """
+    found = _known(name, MODULES)
+    given = {"slope": slope, "alpha": alpha, "channels": channels, "depth": depth}
+    given["similarity"] = None if similarity == SIMILARITY else similarity
+    settings = {key: value for key, value in given.items() if value is not None}
+    _check_taken(found, settings)
+    _check_ranges(settings)
+    return MODULES[found](**settings)
+
+
+def pointwise(name: str) -> Activation:
+    """What theory knows of the activation `name` with its settings as `make` has them by default.
+
+    Raises BadInput for an unknown name, and for those that are not one function of one number (softmax; tailored ones).
+    """
+    found = _known(name, MODULES)
+    if found in LEAKS:
+        return leaky_relu(LEAKS[found])
+    if found not in KNOWN:
+        raise BadInput(f"{found} is not one function of one number; choose from: {', '.join(sorted({*KNOWN, *LEAKS}))}")
+    return KNOWN[found]
+
+
+def _known(name: str, known: dict[str, Callable[..., nn.Module]]) -> str:
+    bare = "".join(character for character in name.lower() if character.isalnum())
+    return canonical_name(OTHER_NAMES.get(bare, name), known)
+
+
+def _check_taken(name: str, settings: dict[str, float]) -> None:
+    for setting in settings:
+        if setting not in SETTINGS.get(name, ()):
+            takers = ", ".join(taker for taker, taken in SETTINGS.items() if setting in taken)
+            raise BadInput(f"{name} takes no {setting}; leave it out, or choose one that does: {takers}")
+
+
+def _check_ranges(settings: dict[str, float]) -> None:
+    for setting, value in settings.items():
+        if setting in ("channels", "depth"):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise BadInput(f"an activation's {setting} must be a whole number of at least 1, got {value!r}")
+        elif not isinstance(value, (int, float)) or not math.isfinite(value) or (setting == "alpha" and value <= 0):
+            kind = "positive and finite" if setting == "alpha" else "a finite number"
+            raise BadInput(f"an activation's {setting} must be {kind}, got {value!r}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gainstage.errors import BadInput
-from gainstage.theory import GLOROT, HE, LECUN, Fans, Scheme, convolution_fans, linear_fans
+from gainstage.theory import GLOROT, HE, LECUN, Fans, Scheme
 
 Distribution = Literal["normal", "truncated_normal", "uniform"]
 DISTRIBUTIONS: tuple[str, ...] = ("normal", "truncated_normal", "uniform")
@@ -99,14 +99,3 @@ def get(name: str | VarianceScaling, distribution: str | None = None) -> Varianc
     else:
         raise BadInput(f"no initialiser is called {name!r}; known are: {', '.join(PRESETS)}")
     return found if distribution is None else replace(found, distribution=distribution)
-
-
-def fans_of(layer: nn.Module) -> Fans | None:
-    """Fans of a layer module's weight, or None where Gainstage does not know that kind of layer."""
-    if isinstance(layer, nn.Linear):
-        return linear_fans(layer.weight.shape)
-    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        return convolution_fans(layer.weight.shape, layer.stride, layer.groups, transposed=True)
-    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return convolution_fans(layer.weight.shape, layer.stride, layer.groups)
-    return None

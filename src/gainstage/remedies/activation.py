@@ -81,4 +81,4 @@ def _runs_only(graph: Graph, op: Operation) -> bool:
 
 
 def _module_name(name: str) -> str:
-    return {"relu": "ReLU", "sigmoid": "Sigmoid", "elu": "ELU", "selu": "SELU"}.get(name, name.title())
+    return type(make_activation(name)).__name__

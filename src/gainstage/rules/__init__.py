@@ -10,6 +10,7 @@ from gainstage.rules.base import Depth as Depth
 from gainstage.rules.base import Finding as Finding
 from gainstage.rules.base import Rule as Rule
 from gainstage.rules.base import Severity as Severity
+from gainstage.rules.base import can_speak as can_speak
 from gainstage.rules.base import choose as choose
 from gainstage.rules.base import find_rule as find_rule
 from gainstage.rules.base import flatten as flatten

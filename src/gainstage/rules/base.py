@@ -143,9 +143,13 @@ def _expand(patterns: Iterable[str] | str) -> set[str]:
 
 def run_rules(rules: Iterable[type[Rule]], context: Context, depth: Depth) -> tuple[Finding, ...]:
     """Findings of all rules that can speak at this depth, consequences folded under their causes."""
-    reach = DEPTHS.index(depth)
-    able = [rule for rule in rules if DEPTHS.index(rule.depth) <= reach]
+    able = [rule for rule in rules if can_speak(rule, depth)]
     return fold([finding for rule in able for finding in rule().check(context)])
+
+
+def can_speak(rule: type[Rule], depth: Depth) -> bool:
+    """True when the rule needs no more than what is known at `depth`."""
+    return DEPTHS.index(rule.depth) <= DEPTHS.index(depth)
 
 
 def fold(findings: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -23,8 +23,8 @@ class VanishingGradient(Rule):
     """The gradient dies on its way back to the first stages.
 
     ## What it does
-    Reports a chain of hidden stages along which the gradient of the loss falls by more than 26 dB (a factor of 20) from
-    the top towards the input and does not come back; from 52 dB on it is an error.
+    Reports a chain of hidden stages along which the gradient of the loss falls by more than 52 dB (a factor of 400) from
+    the top towards the input and does not come back; from 104 dB on it is an error.
 
     ## Why it matters
     The first stages then hardly learn: with plain SGD their weights move by that factor less than those on top, and an
@@ -33,7 +33,8 @@ class VanishingGradient(Rule):
     ## How it is measured
     Derivative of the loss with respect to each hidden stage's output, its norm over all units (so that a funnel of widths
     does not count), along the main path; compared are the maxima before and after each stage. Ratios only: the absolute
-    size depends on the loss, the batch and the scale. 26 dB is a factor e^6 in power, six depth scales.
+    size depends on the loss, the batch and the scale. 52 dB is a factor e^12 in power, twice the six depth scales through
+    which plain gradient descent trains.
 
     ## What to do
     Draw the weights with the variance that fits the activation; replace logistic and tanh in deep networks by SELU, ELU
@@ -75,8 +76,8 @@ class ExplodingGradient(Rule):
 
     ## How it is measured
     As for vanishing gradients: norm over all units of the derivative of the loss with respect to each hidden stage's
-    output, along the main path, maxima before against maxima after each stage. The bound is twice that of vanishing, for
-    two sound families grow by nature: batch normalisation with ReLU by 1.7 dB a stage, SELU by 0.3 dB.
+    output, along the main path, maxima before against maxima after each stage. Two sound families grow by nature: batch
+    normalisation with ReLU by 1.7 dB a stage, SELU by 0.3 dB.
 
     ## What to do
     Draw the weights with the variance that fits the activation; normalise between the layers; clip the gradient's norm
@@ -97,10 +98,10 @@ class ExplodingGradient(Rule):
             return [self.finding([r.name for r in broken], message, {"stages": float(len(broken))}, "error")]
         path, norms = _observed(context)
         fall = largest_fall(norms)
-        if fall is None or fall.size < 2 * WARNING_DB or math.isinf(fall.size):
+        if fall is None or fall.size < WARNING_DB or math.isinf(fall.size):
             return []
         rows = path[fall.start : fall.stop + 1]
-        severity = "error" if fall.size >= 2 * ERROR_DB else "warning"
+        severity = "error" if fall.size >= ERROR_DB else "warning"
         evidence = {"growth_db": fall.size, "stages": float(len(rows) - 1)}
         return [self.finding([row.name for row in rows], _growth(rows, fall), evidence, severity)]
 

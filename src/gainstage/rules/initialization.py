@@ -44,7 +44,8 @@ class InitializationDoesNotFitActivation(Rule):
     ## How it is measured
     Sample variance of the weights against the table, in dB and in standard errors of the sample variance. Stages with a
     normalisation behind the layer (it undoes any scale), with a skip connection, with zero weights (gates) and the output
-    stage are left out. It fires when the errors add up to 26 dB (six depth scales) or more, as an error from 52 dB on;
+    stage are left out, and errors add up only along an unbroken chain of the others. It fires when they add up to 52 dB
+    (twelve depth scales) or more, as an error from 104 dB on;
     for activations that saturate, too large a variance counts when theory expects a fifth of the units or more on the
     flat parts. Only for networks that look untrained: rows and columns of equal strength, as independent draws have.
 
@@ -62,7 +63,11 @@ class InitializationDoesNotFitActivation(Rule):
     def check(self, context: Context) -> list[Finding]:
         if not is_untrained(context.model, context.graph):
             return []
-        off = [d for d in self._deviations(context) if d.sigmas > 5 and abs(d.decibels) > 1]
+        chains = _chains(self._deviations(context))
+        return [finding for chain in chains for finding in self._judge(chain)]
+
+    def _judge(self, chain: list[Deviation]) -> list[Finding]:
+        off = [d for d in chain if d.sigmas > 5 and abs(d.decibels) > 1]
         small = [d for d in off if d.decibels < 0]
         large = [d for d in off if d.decibels > 0 and not _saturates(d.stage)]
         flat = [d for d in off if d.decibels > 0 and _saturates(d.stage) and _flat_share(d) >= SaturatedUnits.limit]
@@ -104,6 +109,18 @@ class InitializationDoesNotFitActivation(Rule):
         )
         evidence = {"deviation_db": worst.decibels, "total_db": total, "sigmas": worst.sigmas}
         return self.finding(names, message, evidence, "error" if abs(total) >= ERROR_DB else "warning")
+
+
+def _chains(deviations: list[Deviation]) -> list[list[Deviation]]:
+    """Runs of stages of which each feeds the next: what stands between two runs (a normalisation, a skip connection)
+    sets the level anew."""
+    chains: list[list[Deviation]] = []
+    for deviation in deviations:
+        if chains and chains[-1][-1].stage.index == deviation.stage.source:
+            chains[-1].append(deviation)
+        else:
+            chains.append([deviation])
+    return chains
 
 
 def _saturates(stage: Stage) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from gainstage.freshness import is_untrained
 from gainstage.rules.base import Context, Finding, Rule, register
 from gainstage.rules.chains import ERROR_DB, WARNING_DB, describe_fall, hidden_path, largest_fall
 from gainstage.signal import Row
@@ -77,7 +78,8 @@ class SaturatedUnits(Rule):
     Share of pre-activations outside the interval in which |f'| is at least 5 % of its maximum (|z| < 4.36 for the
     logistic function, |z| < 2.18 for tanh). Pre-activations of unit variance give 0.001 % and 3 %; five percent is the
     customary bound of a healthy start, and the rule fires at four times that. The output stage is not judged: a confident
-    prediction is meant to saturate.
+    prediction is meant to saturate; and in a trained network, whose hidden units have learned to decide, the rule asks for
+    more than one half.
 
     ## What to do
     Draw the weights anew with the variance that fits the activation (Glorot); standardise the inputs; use an activation
@@ -90,10 +92,12 @@ class SaturatedUnits(Rule):
     code, name, depth = "S102", "saturated-units", "preflight"
     caused_by = ("I101",)
     remedies = REPAIRS
-    limit = 0.2
+    limit, trained_limit = 0.2, 0.5
 
     def check(self, context: Context) -> list[Finding]:
         flat = [row for row in _hidden(context) if row.saturated is not None and row.saturated >= self.limit]
+        if flat and not is_untrained(context.model, context.graph):
+            flat = [row for row in flat if (row.saturated or 0.0) > self.trained_limit]
         if not flat:
             return []
         shares = [row.saturated or 0.0 for row in flat]
@@ -114,7 +118,7 @@ class VanishingSignal(Rule):
 
     ## What it does
     Reports a chain of hidden stages along which the signal, the part of the activations that differs between samples,
-    falls by more than 26 dB (a factor of 20) and does not come back; from 52 dB on it is an error.
+    falls by more than 52 dB (a factor of 400) and does not come back; from 104 dB on it is an error.
 
     ## Why it matters
     Behind such a chain all inputs look alike, and nothing that follows can tell them apart. The plain level hides it: it
@@ -122,8 +126,9 @@ class VanishingSignal(Rule):
 
     ## How it is measured
     Standard deviation over the samples of the batch, per unit, averaged as power, at the output of each hidden stage of
-    the main path; compared are the maxima before and after each stage. 26 dB is a factor e^6 in power: six depth scales,
-    the depth to which a signal survives. A healthy 20-layer ReLU network loses 12 dB.
+    the main path; compared are the maxima before and after each stage. 52 dB is a factor e^12 in power, twice the six
+    depth scales through which plain gradient descent trains. A healthy 20-layer ReLU network loses 12 dB. Where the signal
+    is below the rounding of single precision, the fall is a lower bound and is said to be one.
 
     ## What to do
     Draw the weights with the variance that fits the activation; use an activation that keeps its signal (SELU, tanh with
@@ -144,6 +149,8 @@ class VanishingSignal(Rule):
             return []
         rows = path[fall.start : fall.stop + 1]
         text = describe_fall(fall, [row.expected_gain for row in rows[1:]])
+        if rows[-1].is_rounding:
+            text = f"at least {text}; what is left is rounding noise"
         evidence = {"fall_db": fall.size, "stages": float(len(rows) - 1)}
         severity = "error" if fall.size >= ERROR_DB else "warning"
         return [self.finding([r.name for r in rows], f"{span_name(rows)}: the signal falls {text}", evidence, severity)]

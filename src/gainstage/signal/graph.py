@@ -18,7 +18,8 @@ class Operation:
 
     index: order of execution. module: path of the module it ran in. inputs: indices of the operations that produced its
     data (NETWORK_INPUT for tensors from outside). parameters: names of the model's parameters among its arguments.
-    settings: its arguments that are numbers or text. shape: of its output.
+    weight: which of them is the layer's weight itself; empty where that is computed. settings: its arguments that are
+    numbers or text. shape: of its output.
     """
 
     index: int
@@ -32,6 +33,7 @@ class Operation:
     shape: tuple[int, ...]
     activation: Activation | None = None
     fans: Fans | None = None
+    weight: str = ""
 
     @property
     def channel_dim(self) -> int:

@@ -51,6 +51,11 @@ class Row:
         return None if self.gradient is None else decibels(self.gradient * math.sqrt(self.units))
 
     @property
+    def is_rounding(self) -> bool:
+        """True when the signal is so small beside the offset that in single precision it may be rounding noise."""
+        return self.signal is not None and self.offset is not None and self.signal < 1e-6 * self.offset
+
+    @property
     def signal_db(self) -> float | None:
         """Signal in dB."""
         return decibels(self.signal)

@@ -35,13 +35,14 @@ class Probes(Observer):
     handles: list[Any] = field(default_factory=list)
 
     def stage_output(self, stage: int, tensor: Tensor) -> None:
-        if not tensor.is_floating_point() or tensor.ndim < 2 or len(tensor) < 2:
+        if not tensor.is_floating_point() or tensor.ndim < 1 or len(tensor) < 2:
             return
         with torch.no_grad():
-            signal, offset = statistics.signal_and_offset(tensor)
+            values = tensor.reshape(len(tensor), -1)  # a tensor of one number a sample has one unit
+            signal, offset = statistics.signal_and_offset(values)
             self.values["signal", stage], self.values["offset", stage] = signal, offset
-            self.values["similarity", stage] = statistics.similarity(tensor)
-        self.units[stage] = tensor[0].numel()
+            self.values["similarity", stage] = statistics.similarity(values)
+        self.units[stage] = values.shape[1]
         if tensor.requires_grad:
             self.handles.append(tensor.register_hook(self._gradient_probe(stage)))
 
@@ -148,7 +149,9 @@ def make_ledger(
     rows = tuple(_row(graph, stage, readings, units) for stage in graph.stages)
     source = None
     if ("signal", NETWORK_INPUT) in readings:
-        source = Row(NETWORK_INPUT, "(input)", "", units[NETWORK_INPUT], **_levels(readings, NETWORK_INPUT))
+        # operations in front of the first layer make something else of the input
+        name = "(in front)" if any(op.stage == NETWORK_INPUT for op in graph.operations) else "(input)"
+        source = Row(NETWORK_INPUT, name, "", units[NETWORK_INPUT], **_levels(readings, NETWORK_INPUT))
     unknown = tuple(dict.fromkeys(f"{op.name} in {op.module or '(model)'}" for op in graph.unknown))
     return Ledger(rows, source, samples, loss, graph.coverage, unknown)
 

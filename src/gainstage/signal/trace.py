@@ -184,6 +184,7 @@ class Tracer(TorchFunctionMode):
             shape=(),
             activation=ops.activation_of(name, settings) if kind == "activation" else None,
             fans=_fans(name, given) if kind == "layer" else None,
+            weight=self._names.get(id(given.get("weight")), ""),
         )
 
     def _producer(self, tensor: Tensor) -> int:

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from gainstage.errors import BadInput
 from gainstage.randomness import preserved
 
 # kept by nn.Module itself; restored piece by piece below rather than by replacing the containers
@@ -20,7 +22,9 @@ def untouched(*modules: nn.Module) -> Iterator[None]:
     submodule its buffers (values and identity), gradients, train flag and plain attributes, such as a hidden state that
     a forward pass leaves behind. Parameters' values are not copied: nothing inside may change them.
     """
-    states = [_ModuleState(m) for module in modules for m in module.modules()]
+    _check_ordinary(modules)
+    buffers: dict[int, torch.Tensor] = {}
+    states = [_ModuleState(m, buffers) for m in dict.fromkeys(m for module in modules for m in module.modules())]
     gradients = [(p, p.grad) for module in modules for p in module.parameters()]
     copies = [None if grad is None else grad.detach().clone() for _, grad in gradients]
     try:
@@ -34,16 +38,17 @@ def untouched(*modules: nn.Module) -> Iterator[None]:
 
 
 class _ModuleState:
-    """One module without its children: attributes, and buffers by value."""
+    """One module without its children. Inside, its buffers are copies, so that the originals are never written to: a graph
+    that the user still holds stays valid."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, copies: dict[int, torch.Tensor]):
         self.module = module
         self.attributes = {k: v for k, v in vars(module).items() if k not in _CONTAINERS}
         self.parameters = dict(module._parameters)
-        self.buffers = {
-            name: (buffer, None if buffer is None else buffer.detach().clone())
-            for name, buffer in module._buffers.items()
-        }
+        self.buffers = dict(module._buffers)
+        for name, buffer in self.buffers.items():
+            if buffer is not None:
+                module._buffers[name] = copies.setdefault(id(buffer), buffer.detach().clone())
 
     def restore(self) -> None:
         attributes = vars(self.module)
@@ -54,9 +59,7 @@ class _ModuleState:
             self.module._parameters.clear()
             self.module._parameters.update(self.parameters)
         self.module._buffers.clear()
-        for name, (buffer, copy) in self.buffers.items():
-            self.module._buffers[name] = buffer
-            _restore_values(buffer, copy)
+        self.module._buffers.update(self.buffers)
 
 
 def _restore_gradient(parameter: nn.Parameter, grad: torch.Tensor | None, copy: torch.Tensor | None) -> None:
@@ -70,3 +73,12 @@ def _restore_values(tensor: torch.Tensor | None, copy: torch.Tensor | None) -> N
         return
     with torch.no_grad():
         tensor.copy_(copy)
+
+
+def _check_ordinary(modules: tuple[nn.Module, ...]) -> None:
+    """BadInput for modules that cannot be looked into, or that a first forward pass would turn into others."""
+    for module in modules:
+        if any(isinstance(m, torch.jit.ScriptModule) for m in module.modules()):
+            raise BadInput("a scripted module cannot be looked into; give the module that it was made from")
+        if any(is_lazy(p) for p in (*module.parameters(), *module.buffers())):
+            raise BadInput("the model has lazy layers without a shape yet; run one batch through it first")

@@ -56,6 +56,8 @@ def fit(
     Raises BadInput when something handed in cannot be used.
     """
     program = as_program(model, loss, train, valid=valid, optimizer=optimizer, epochs=epochs, batch_size=batch_size)
+    if folder is not None and (Path(folder) / "run.json").exists():
+        raise BadInput(f"{folder} holds a finished run already; choose another folder, or remove it")
     if schedule is not None and not callable(schedule):
         raise BadInput(f"schedule must be a callable that takes the optimiser, got {schedule!r}")
     if patience is not None and (not isinstance(patience, int) or patience < 1):
