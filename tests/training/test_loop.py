@@ -471,3 +471,33 @@ def test_two_networks_that_differ_are_told_apart():
     assert not same_bits(model, network())
     assert not same_bits(network(8), network(16))
     assert not same_bits(quiet(lambda: nn.Linear(20, 3)), network())
+
+
+def test_clipping_bounds_the_length_of_a_step():
+    x, y = blobs(64)
+    model = deep(1, "tanh")
+    before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    gs.fit(model, nn.CrossEntropyLoss(), (1000 * x, y), optimizer=sgd, epochs=1, batch_size=64, clip_norm=0.5, progress=False)
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert float((after - before).norm()) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_schedule_may_move_with_every_step():
+    x, y = blobs(64)
+    seen = []
+
+    def halving(optimizer):
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: seen.append(step) or 0.5**step)
+
+    gs.fit(
+        deep(1, "tanh"), nn.CrossEntropyLoss(), (x, y), optimizer="sgd", schedule=halving, schedule_every="step",
+        epochs=2, batch_size=16, progress=False,
+    )  # fmt: skip
+    assert seen[-1] == 8
+
+
+@pytest.mark.parametrize("options", [{"schedule_every": "minute"}, {"clip_norm": 0.0}, {"clip_norm": -1.0}])
+def test_settings_that_cannot_be_used_get_one_sentence(options):
+    with pytest.raises(BadInput, match=next(iter(options))):
+        gs.fit(deep(1, "tanh"), nn.CrossEntropyLoss(), blobs(64), progress=False, **options)

@@ -82,13 +82,24 @@ def exact(graph: Graph, stage: Stage, fans: Fans, keep: str = "signal") -> Plan:
 def isometric(graph: Graph, stage: Stage, fans: Fans) -> Plan:
     """Orthogonal weights that keep the pre-activations' power at q, with q so small that the gradient changes by no more
     than a factor e over the whole depth (Saxe 2014; Pennington 2017). The first layer brings inputs of power 1 to q."""
+    depth = max(sum(graph.stages[i].activation is not None for i in graph.main_path()), 1)
     if stage.activation is None:
-        return Plan("orthogonal", 1 / fans.fan_in, "no activation behind: gain 1", orthogonal_gain=1.0)
-    depth = sum(graph.stages[i].activation is not None for i in graph.main_path())
-    q = power_for_depth(stage.activation, max(depth, 1))
-    power = q if stage.source == NETWORK_INPUT else level_keeping(stage.activation, q)[0]
-    reason = f"{stage.activation.name} at q = {q:.3g} for {depth} layers: gain {math.sqrt(power):.4g}"
+        power = 1 / _power_in_front(graph, stage, depth)
+        reason = f"no activation behind: brings the power {1 / power:.3g} in front back to 1"
+    else:
+        q = power_for_depth(stage.activation, depth)
+        power = q if stage.source == NETWORK_INPUT else level_keeping(stage.activation, q)[0]
+        reason = f"{stage.activation.name} at q = {q:.3g} for {depth} layers: gain {math.sqrt(power):.4g}"
     return Plan("orthogonal", power / fans.fan_in, reason, math.sqrt(power))
+
+
+def _power_in_front(graph: Graph, stage: Stage, depth: int) -> float:
+    """Power of what an isometric network hands to a stage: E f^2 of the activation in front, 1 without one."""
+    before = None if stage.source == NETWORK_INPUT else graph.stages[stage.source].activation
+    if before is None:
+        return 1.0
+    q = power_for_depth(before, depth)
+    return q / level_keeping(before, q)[0]
 
 
 def measured(graph: Graph, stage: Stage, fans: Fans) -> Plan:

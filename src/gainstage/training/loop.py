@@ -7,10 +7,12 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from gainstage.data import training_batches
@@ -41,6 +43,8 @@ def fit(
     seed: int = 0,
     folder: str | Path | None = None,
     patience: int | None = None,
+    schedule_every: str = "epoch",
+    clip_norm: float | None = None,
     budget: float = 0.01,
     progress: bool = True,
     label: str = "training",
@@ -49,7 +53,8 @@ def fit(
 
     model: an nn.Module, or a whole Program. train, valid: (x, y) tensors or arrays, a Dataset or a DataLoader.
     optimizer: a name ("adam" when left out), an instance, or a callable that takes the parameters. schedule: a callable
-    that takes the optimiser and returns a torch scheduler, stepped once an epoch. patience: stop after so many epochs
+    that takes the optimiser and returns a torch scheduler, stepped once every "epoch" or "step" (schedule_every). clip_norm:
+    the gradient's norm is clipped to it. patience: stop after so many epochs
     without a lower validation loss. With validation data the best weights are put back at the end. seed: order of the
     data and everything random in the model; the process's own random state is left as it was. folder: readings, metrics,
     findings (run.sqlite), weights and settings. budget: share of the time that watching may take.
@@ -60,8 +65,7 @@ def fit(
         raise BadInput(f"{folder} holds a finished run already; choose another folder, or remove it")
     if schedule is not None and not callable(schedule):
         raise BadInput(f"schedule must be a callable that takes the optimiser, got {schedule!r}")
-    if patience is not None and (not isinstance(patience, int) or patience < 1):
-        raise BadInput(f"patience must be a whole number of at least 1 epoch, got {patience!r}")
+    settings = Settings(patience, schedule_every, clip_norm)
     if not isinstance(seed, int):
         raise BadInput(f"seed must be a whole number, got {seed!r}")
     if patience is not None and program.valid is None:
@@ -77,8 +81,30 @@ def fit(
         monitor = Monitor(program.model, torch_optimizer, Sampler(budget=budget), None, None, store)
         stack.enter_context(monitor)
         report = stack.enter_context(reporting(count, progress, label))
-        loop = _Loop(program, torch_optimizer, schedule and schedule(torch_optimizer), store, patience)
+        loop = _Loop(program, torch_optimizer, schedule and schedule(torch_optimizer), store, settings)
         return loop.run(count, seed, report, monitor, None if folder is None else Path(folder))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the loop goes about it; BadInput for values that cannot be used."""
+
+    patience: int | None = None
+    schedule_every: str = "epoch"
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.patience is not None and (not isinstance(self.patience, int) or self.patience < 1):
+            raise BadInput(f"patience must be a whole number of at least 1 epoch, got {self.patience!r}")
+        if self.schedule_every not in ("epoch", "step"):
+            raise BadInput(f"schedule_every must be 'epoch' or 'step', got {self.schedule_every!r}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise BadInput(f"clip_norm must be positive, got {self.clip_norm}")
+
+    @property
+    def steps_schedule(self) -> bool:
+        """True when the schedule moves with every optimiser step."""
+        return self.schedule_every == "step"
 
 
 class _Loop:
@@ -90,10 +116,10 @@ class _Loop:
         optimizer: Optimizer,
         schedule: Any,
         store: RunStore | None,
-        patience: int | None,
+        settings: Settings,
     ):
         self.program, self.optimizer, self.schedule = program, optimizer, schedule
-        self.store, self.patience = store, patience
+        self.store, self.settings = store, settings
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
         self.best_weights: dict[str, Any] | None = None
@@ -131,7 +157,7 @@ class _Loop:
         self.remember(row)
         if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self.schedule.step(row.get("valid_loss", row["train_loss"]))
-        elif self.schedule is not None:
+        elif self.schedule is not None and not self.settings.steps_schedule:
             self.schedule.step()
         return row
 
@@ -142,7 +168,11 @@ class _Loop:
             self.optimizer.zero_grad()
             loss = run_loss(self.program.loss, run_model(self.program.model, x), y)
             loss.backward()
+            if self.settings.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.program.model.parameters(), self.settings.clip_norm)
             self.optimizer.step()
+            if self.settings.steps_schedule and self.schedule is not None:
+                self.schedule.step()
             total, samples = total + loss.detach().cpu() * len(y), samples + len(y)
         mean = float(total) / samples
         if not math.isfinite(mean):
@@ -161,9 +191,9 @@ class _Loop:
 
     def is_over(self) -> bool:
         """Early stopping."""
-        if self.patience is None or not self.best:
+        if self.settings.patience is None or not self.best:
             return False
         waited = self.history[-1]["epoch"] - self.best["epoch"]
-        if waited >= self.patience:
-            self.stopped = f"no lower validation loss for {self.patience} epochs"
+        if waited >= self.settings.patience:
+            self.stopped = f"no lower validation loss for {self.settings.patience} epochs"
         return self.stopped is not None
