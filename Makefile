@@ -20,6 +20,7 @@ lint: $(MARK)-lint
 
 bench: $(MARK)-test
 	$(BIN)/python -m benchmarks.check
+	$(BIN)/python -m benchmarks.fill
 
 pictures: $(MARK)-demo
 	$(BIN)/python docs/pictures.py
