@@ -74,3 +74,15 @@ def test_without_biases_the_learned_directions_give_it_away():
     assert untrained(model, x)
     gs.fit(model, nn.CrossEntropyLoss(), (x, y), optimizer="adam", epochs=60, progress=False)
     assert not untrained(model, x)
+
+
+def test_a_network_without_biases_is_given_away_by_its_normalisation():
+    x, y = blobs()
+
+    def network():
+        return nn.Sequential(nn.Linear(20, 64, bias=False), nn.LayerNorm(64), nn.ReLU(), nn.Linear(64, 8, bias=False))
+
+    model = quiet(network)
+    assert untrained(model, x)
+    gs.fit(model, nn.CrossEntropyLoss(), (x, y), optimizer="adam", epochs=2, progress=False)
+    assert not untrained(model, x)

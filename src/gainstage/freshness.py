@@ -20,7 +20,7 @@ def is_untrained(model: nn.Module, graph: Graph) -> bool:
     In doubt the answer is False: new weights must never replace what was learned.
     """
     stages = [(stage, weight_of(model, stage)) for stage in graph.stages]
-    return all(
+    return all(map(_norm_looks_new, model.modules())) and all(
         looks_drawn(weight) and _bias_looks_drawn(model, stage, weight)
         for stage, weight in stages
         if weight is not None
@@ -61,8 +61,10 @@ def _edge_kept(matrix: Tensor) -> bool:
     min(rows, columns)^(-2/3) (Marchenko & Pastur 1967; Tracy & Widom 1994).
     """
     rows, columns = matrix.shape
-    edge = float(matrix.square().mean().sqrt()) * (math.sqrt(rows) + math.sqrt(columns))
-    return _largest_singular_value(matrix) <= edge * (1 + 2 * min(rows, columns) ** (-2 / 3))
+    power = float(matrix.square().mean())
+    edge = math.sqrt(power) * (math.sqrt(rows) + math.sqrt(columns))
+    heavy = math.sqrt(max(float(matrix.pow(4).mean()) / power**2 / 3, 1.0))  # 1 for normal draws, more for sparse ones
+    return _largest_singular_value(matrix) <= edge * (1 + 1.2 * heavy * min(rows, columns) ** (-2 / 3))
 
 
 def _largest_singular_value(matrix: Tensor, rounds: int = 30) -> float:
@@ -74,11 +76,20 @@ def _largest_singular_value(matrix: Tensor, rounds: int = 30) -> float:
     return float(vector.norm().sqrt())
 
 
+def _norm_looks_new(module: nn.Module) -> bool:
+    """A normalisation whose own scale and shift are still alike for all units, and which has counted no batch."""
+    if not isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)):
+        return True
+    counted = getattr(module, "num_batches_tracked", None)
+    own = [parameter.detach().flatten() for parameter in (module.weight, module.bias) if parameter is not None]
+    return (counted is None or int(counted) == 0) and all(map(_all_equal, own))
+
+
 def _bias_looks_drawn(model: nn.Module, stage: Stage, weight: Tensor) -> bool:
     """All biases alike (as every initialiser but torch's default leaves them), or uniform on +-1/sqrt(fan_in), the
     default of torch's layers."""
-    parameters = dict(model.named_parameters())
-    vectors = [parameters[name].detach() for name in stage.layer.parameters if parameters[name].ndim == 1]
+    parameters = [model.get_parameter(name) for name in stage.layer.parameters]
+    vectors = [parameter.detach() for parameter in parameters if parameter.ndim == 1]
     bound = 1 / math.sqrt(weight[0].numel())
     return all(
         _all_equal(vector) or (float(vector.abs().max()) <= bound * 1.0001 and _wide(vector, bound))

@@ -22,7 +22,7 @@ from gainstage.trial import redraw, train_briefly
 
 TRIAL_SEEDS = 3
 TRIAL_STEPS = 100
-WORST_LOSS_RATIO = 3.0  # new weights start at another loss, but not at several times the old one
+WORST_LOSS_RATIO = 30.0  # an output of unit variance may start worse than one near zero, but not by so much
 MOST_ATTEMPTS = 30  # far beyond what a fixed point takes; a guard against remedies that chase each other
 
 
@@ -191,13 +191,13 @@ class _Doctor:
 
     def treat(self) -> Iterator[Attempt]:
         """Yield attempts until no finding has a remedy left that was not tried since the last change."""
-        tried: set[tuple[str, str]] = set()
+        tried: set[tuple[str, tuple[str, ...], str]] = set()
         while len(self.attempts) < MOST_ATTEMPTS:
             choice = self._next(tried)
             if choice is None:
                 break
             finding, remedy = choice
-            tried.add((finding.code, remedy.name))
+            tried.add((finding.code, finding.where, remedy.name))
             attempt = self._attempt(finding, remedy)
             self.attempts.append(attempt)
             yield attempt
@@ -205,12 +205,12 @@ class _Doctor:
                 tried.clear()
         self.hidden = len(self._hidden())
 
-    def _next(self, tried: set[tuple[str, str]]) -> tuple[Finding, Remedy] | None:
+    def _next(self, tried: set[tuple[str, tuple[str, ...], str]]) -> tuple[Finding, Remedy] | None:
         for finding in self.current.findings:
             for name in finding.remedies:
                 remedy = REGISTRY[name]()
                 allowed = self.unsafe or remedy.safety == "safe"
-                if allowed and (finding.code, name) not in tried:
+                if allowed and (finding.code, finding.where, name) not in tried:
                     return finding, remedy
         return None
 

@@ -11,7 +11,7 @@ from statistics import fmean
 import torch
 from torch import nn
 
-from gainstage.data import Batch, training_batches
+from gainstage.data import Batch, order_kept, training_batches
 from gainstage.program import Program, run_loss, run_model
 from gainstage.randomness import seeded
 
@@ -37,7 +37,9 @@ def train_briefly(program: Program, steps: int, seed: int) -> Trial:
 
     The random state of the process is left as it was.
     """
-    with seeded(seed):
+    if not any(module.training for module in program.model.modules()):
+        program.model.train()
+    with seeded(seed), order_kept(program.source):
         optimizer = program.make_optimizer()
         losses = [training_step(program, optimizer, batch) for batch in islice(_endless(program, seed), steps)]
     return Trial(tuple(losses))

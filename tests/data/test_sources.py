@@ -172,9 +172,13 @@ def test_a_tensor_is_not_copied():
     assert source.y is y
 
 
-def test_all_samples_are_handed_over_as_they_are():
+def test_what_is_handed_over_is_a_copy_that_a_network_may_write_to():
     x, y = numbered(4)
-    assert as_source((x, y)).sample(4, seed=0)[0] is x
+    source = as_source((x, y))
+    kept = x.clone()
+    for inputs, _ in (source.sample(4, seed=0), source.sample(2, seed=0), *source.batches(3)):
+        inputs.zero_()
+    assert torch.equal(x, kept)
 
 
 def test_inputs_may_be_a_nesting_of_tensors():

@@ -183,3 +183,58 @@ def test_gates_of_zeros_stay_zero():
     table = gs.initialize(model, normal(8, 20), generator=generator())
     assert not any(block[2].weight.detach().any() for block in model.blocks)
     assert "blocks.0.2" in table.skipped
+
+
+def test_tied_weights_are_drawn_once_and_padding_stays_zero():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = nn.Embedding(30, 40, padding_idx=0), nn.Linear(40, 30, bias=False)
+            self.head.weight = self.words.weight
+
+        def forward(self, x):
+            return self.head(self.words(x).mean(1))
+
+    model = quiet(Tied)
+    table = gs.initialize(model, torch.arange(40).reshape(8, 5) % 30, generator=generator())
+    assert [row.stage for row in table.rows] == ["head"]
+    assert fits(model.head.weight, 2 / 70)
+
+
+def test_two_weights_of_one_module_are_both_drawn():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Parameter(torch.zeros(50, 20)), nn.Parameter(torch.zeros(3, 50))
+
+        def forward(self, x):
+            return F.linear(F.relu(F.linear(x, self.first)), self.second)
+
+    model = Pair()
+    gs.initialize(model, normal(8, 20), generator=generator())
+    assert fits(model.first, 2 / 20)
+    assert fits(model.second, 2 / 53)
+
+
+def test_of_a_block_with_a_layer_on_its_shortcut_the_branch_is_scaled():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.shortcut = nn.Linear(20, 40), nn.Linear(40, 40), nn.Linear(20, 40)
+
+        def forward(self, x):
+            return self.two(F.relu(self.one(x))) + self.shortcut(x)
+
+    model = quiet(lambda: nn.Sequential(nn.Linear(20, 20), Block(), nn.Linear(40, 20), Block(), nn.Linear(40, 3)))
+    table = gs.initialize(model, normal(8, 20), generator=generator())
+    scaled = [row.stage for row in table.rows if "branches" in row.reason]
+    assert scaled == ["1.two", "3.two"]
+
+
+def test_a_depthwise_convolution_is_never_reduced_to_its_centre():
+    model = quiet(
+        lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
+    )
+    gs.initialize(model, normal(4, 8, 8, 8), scheme="isometric", generator=generator())
+    assert bool(model[0].weight.detach()[:, :, 0, 0].any())
+    assert not bool(model[2].weight.detach()[:, :, 0, 0].any())

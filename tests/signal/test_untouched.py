@@ -215,3 +215,39 @@ def test_untouched_undoes_what_happens_inside(leak):
     with untouched(model):
         leak(model)
     assert differences(before, snapshot(model)) == []
+
+
+class Remembering(nn.Module):
+    """Keeps a list, a dictionary and a plain tensor that each forward pass writes to; its embedding renormalises itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(10, 8, max_norm=1.0), nn.Linear(8, 3)
+        self.seen, self.cache, self.total = [1], {"a": 1}, torch.zeros(3)
+
+    def forward(self, x):
+        output = self.head(self.words(x).mean(1))
+        self.seen.append(2)
+        self.cache["b"] = 2
+        self.total += output.detach().sum(0)
+        self.extra = nn.Linear(1, 1) if not hasattr(self, "extra") else self.extra
+        return output
+
+
+@pytest.mark.draws
+def test_containers_plain_tensors_and_renormalised_embeddings_are_restored():
+    model = Remembering()
+    weight = model.words.weight.detach().clone()
+    gs.check(model, nn.CrossEntropyLoss(), (torch.arange(60).reshape(20, 3) % 10, torch.arange(20) % 3))
+    assert (model.seen, model.cache, model.total.tolist()) == ([1], {"a": 1}, [0.0] * 3)
+    assert torch.equal(model.words.weight, weight)
+    assert not hasattr(model, "extra")
+
+
+def test_an_in_place_first_module_does_not_write_to_the_users_data():
+    x, y = blobs()
+    kept = x.clone()
+    model = nn.Sequential(nn.ReLU(inplace=True), deep(1, "relu"))
+    gs.check(model, nn.CrossEntropyLoss(), (x, y))
+    gs.fit(model, nn.CrossEntropyLoss(), (x, y), (x, y), epochs=1, progress=False)
+    assert torch.equal(x, kept)

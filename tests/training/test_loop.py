@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import gainstage as gs
 from gainstage.errors import BadInput
 from gainstage.training import Run, fit, load_weights
+from gainstage.training.loop import epoch_seed
 from tests.networks import deep
 from tests.tools import blobs, generator, quiet, random_states, same_states
 
@@ -55,7 +56,7 @@ def plain_loop(model: nn.Module, data: tuple[Tensor, Tensor], optimizer, epochs:
         torch.manual_seed(seed)
         optimizer = optimizer(model.parameters())
         for epoch in range(1, epochs + 1):
-            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + epoch))
+            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch_seed(seed, epoch)))
             for index in order.split(batch_size):
                 optimizer.zero_grad()
                 LOSS(model(x[index]), y[index]).backward()
@@ -478,7 +479,16 @@ def test_clipping_bounds_the_length_of_a_step():
     model = deep(1, "tanh")
     before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-    gs.fit(model, nn.CrossEntropyLoss(), (1000 * x, y), optimizer=sgd, epochs=1, batch_size=64, clip_norm=0.5, progress=False)
+    gs.fit(
+        model,
+        nn.CrossEntropyLoss(),
+        (1000 * x, y),
+        optimizer=sgd,
+        epochs=1,
+        batch_size=64,
+        clip_norm=0.5,
+        progress=False,
+    )
     after = torch.cat([p.detach().flatten() for p in model.parameters()])
     assert float((after - before).norm()) == pytest.approx(0.5, rel=1e-3)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -120,7 +120,7 @@ class InMemory:
 
     def sample(self, size: int, seed: int) -> Batch:
         if size >= self.samples:
-            return self.x, self.y
+            return _map(self.x, torch.clone), self.y.clone()  # a network may work in place on what it is given
         order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(seed))
         return self._take(order[:size])
 
@@ -128,7 +128,7 @@ class InMemory:
         if generator is None:
             for start in range(0, self.samples, size):
                 stop = start + size
-                yield _map(self.x, lambda leaf, a=start, b=stop: leaf[a:b]), self.y[start:stop]
+                yield _map(self.x, lambda leaf, a=start, b=stop: leaf[a:b].clone()), self.y[start:stop]
             return
         for index in torch.randperm(self.samples, generator=generator).split(size):
             yield self._take(index)
@@ -202,6 +202,11 @@ class FromLoader:
         """The loader's own batches in its own order, whatever `size` and `generator` say."""
         for batch in self.loader:
             yield _as_pair(batch, "DataLoader")
+
+
+def order_kept(source: Source) -> AbstractContextManager[None]:
+    """The source's own generators, where it has some, are afterwards as before."""
+    return generators_kept(source.loader) if isinstance(source, FromLoader) else nullcontext()
 
 
 @contextmanager

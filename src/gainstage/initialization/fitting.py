@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gainstage.initialization.plans import OUTPUT_GAIN, is_branch_end
+from gainstage.initialization.plans import OUTPUT_GAIN, branch_ends
 from gainstage.initialization.stages import bias_of, current_weight, set_weight
 from gainstage.program import run_model
 from gainstage.signal import Graph, Operation, Stage, untouched
@@ -33,7 +33,7 @@ class _Fitter(Observer):
 
     def __init__(self, model: nn.Module, graph: Graph):
         self.model, self.graph = model, graph
-        self.branches = sum(is_branch_end(stage) for stage in graph.stages)
+        self.ends = branch_ends(graph)
         self.done: set[str] = set()
 
     def layer_output(self, operation: Operation, output: Tensor) -> None:
@@ -56,4 +56,5 @@ class _Fitter(Observer):
     def _target(self, stage: Stage) -> float:
         if stage.index == self.graph.output_stage:
             return OUTPUT_GAIN
-        return self.branches**-0.5 if is_branch_end(stage) and stage.first("normalization") is None else 1.0
+        scaled = stage.index in self.ends and stage.first("normalization") is None
+        return len(self.ends) ** -0.5 if scaled else 1.0

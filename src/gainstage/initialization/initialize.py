@@ -13,13 +13,14 @@ from gainstage.data import as_source
 from gainstage.display import Displayed
 from gainstage.errors import BadInput
 from gainstage.initialization.fitting import fit_to_data
-from gainstage.initialization.plans import Plan, check_names, is_branch_end, plan_for
-from gainstage.initialization.stages import bias_of, current_weight, follower, set_weight, trace_example
-from gainstage.nn.blocks import blocks_of
+from gainstage.initialization.plans import Plan, check_names, is_gate, plan_for
+from gainstage.initialization.stages import bias_of, current_weight, follower, set_weight, trace_example, weight_of
+from gainstage.nn.blocks import Block, blocks_of
 from gainstage.nn.initializers import check_distribution, fill
 from gainstage.signal import Graph, Stage, trace
 from gainstage.theory import GLOROT, LECUN
 
+OTHERS = (nn.Embedding, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 SAMPLES = 256  # that the scheme "data" measures
 
 
@@ -94,10 +95,11 @@ def initialize_stages(
     rows, skipped, seen = [], [], set()
     for stage, plan in plans:
         weight = current_weight(model, stage)
-        if weight is None or (is_branch_end(stage) and not bool(weight.detach().any())):
+        key = stage.layer.weight or stage.layer.module
+        if weight is None or is_gate(graph, stage, weight):
             skipped.append(stage.name)
-        elif stage.layer.module not in seen:
-            seen.add(stage.layer.module)
+        elif key not in seen:
+            seen.add(key)
             if _draw(model, stage, plan, weight, distribution, generator):
                 rows.append(InitializedStage(stage.name, follower(stage), plan.scheme, plan.variance, plan.reason))
             else:
@@ -117,23 +119,29 @@ def _draw(model: nn.Module, stage: Stage, plan: Plan, weight: Tensor, distributi
 
 
 def _initialize_others(model: nn.Module, graph: Graph, distribution: str, generator) -> list[InitializedStage]:
-    """Layers that the trace sees as one operation each: embeddings, recurrent layers, attention."""
-    traced = {stage.layer.module for stage in graph.stages}
+    """Layers that the trace sees as one operation each: embeddings, recurrent layers, attention. A weight that a traced
+    layer shares has been drawn already."""
+    drawn = {id(weight) for stage in graph.stages if (weight := weight_of(model, stage)) is not None}
+    outputs = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     rows = []
     for path, layer in model.named_modules():
-        if path in traced or not isinstance(layer, (nn.Embedding, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)):
+        if not isinstance(layer, OTHERS) and id(layer) not in outputs:
             continue
         for block in blocks_of(layer):
-            scheme = LECUN if isinstance(layer, nn.Embedding) else GLOROT
-            variance = scheme.variance(block.fans)
-            fill(block.weight, variance, distribution, generator)
-            name = f"{path or '(model)'}.{block.parameter} ({block.role})"
-            rows.append(
-                InitializedStage(
-                    name, "none", scheme.name, variance, f"{scheme.name}: one matrix of {tuple(block.weight.shape)}"
-                )
-            )
+            if id(getattr(layer, block.parameter)) not in drawn:
+                rows.append(_draw_block(path, layer, block, distribution, generator))
     return rows
+
+
+def _draw_block(path: str, layer: nn.Module, block: Block, distribution: str, generator) -> InitializedStage:
+    scheme = LECUN if isinstance(layer, nn.Embedding) else GLOROT
+    variance = scheme.variance(block.fans)
+    fill(block.weight, variance, distribution, generator)
+    if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
+        with torch.no_grad():
+            block.weight[layer.padding_idx] = 0
+    name = f"{path or '(model)'}.{block.parameter} ({block.role})"
+    return InitializedStage(name, "none", scheme.name, variance, f"one matrix of {tuple(block.weight.shape)}")
 
 
 def _inputs(data: Any) -> Any:

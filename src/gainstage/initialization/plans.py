@@ -29,6 +29,7 @@ class Plan:
     variance: float
     reason: str
     orthogonal_gain: float | None = None
+    groups: int = 1
 
     def scaled(self, factor: float, why: str) -> Plan:
         """The same with weights times `factor`."""
@@ -40,7 +41,7 @@ class Plan:
         """Fill `weight` in place."""
         if self.orthogonal_gain is None:
             fill(weight, self.variance, distribution, generator)
-        elif _fits_delta(weight):
+        elif self.groups == 1 and _fits_delta(weight):
             DeltaOrthogonal(self.orthogonal_gain)(weight, generator=generator)
         else:
             Orthogonal(self.orthogonal_gain)(weight, generator=generator)
@@ -110,22 +111,35 @@ def measured(graph: Graph, stage: Stage, fans: Fans) -> Plan:
 PLANS = {"auto": auto, "exact": exact, "isometric": isometric, "data": measured}
 
 
-def plan_for(graph: Graph, stage: Stage, scheme: str, keep: str) -> Plan:
+def plan_for(graph: Graph, stage: Stage, scheme: str = "auto", keep: str = "signal") -> Plan:
     """The plan of one stage, with residual branches and the output scaled; BadInput where theory has no answer."""
     fans = stage.layer.fans
     assert fans is not None
     plan = exact(graph, stage, fans, keep) if scheme == "exact" else PLANS[scheme](graph, stage, fans)
-    branches = sum(is_branch_end(other) for other in graph.stages)
-    if is_branch_end(stage) and stage.first("normalization") is None:
-        plan = plan.scaled(branches**-0.5, f"so that {branches} branches add up to one signal")
+    ends = branch_ends(graph)
+    if stage.index in ends and stage.first("normalization") is None:
+        plan = plan.scaled(len(ends) ** -0.5, f"so that {len(ends)} branches add up to one signal")
+    plan = replace(plan, groups=int(stage.layer.settings.get("groups", 1)))
     if stage.index == graph.output_stage and scheme != "auto":
         plan = plan.scaled(OUTPUT_GAIN, "so that the loss starts at chance")
     return plan
 
 
-def is_branch_end(stage: Stage) -> bool:
-    """True for the last layer of a residual branch: its output is added to a skip connection."""
-    return bool(stage.skips) and stage.first("add") is not None and stage.layer.fans is not None
+def branch_ends(graph: Graph) -> frozenset[int]:
+    """Stages whose layer ends a residual branch: of the two operands of an addition on the main path, the one that does
+    not lie on it."""
+    path = graph.main_path()
+    ends: set[int] = set()
+    for before, index in zip((NETWORK_INPUT, *path), path, strict=False):
+        stage = graph.stages[index]
+        if stage.skips and stage.first("add") is not None:
+            ends |= {index} if before in stage.skips else set(stage.skips) - {NETWORK_INPUT, *path}
+    return frozenset(end for end in ends if graph.stages[end].layer.fans is not None)
+
+
+def is_gate(graph: Graph, stage: Stage, weight: Tensor) -> bool:
+    """True for a branch that is closed by a weight of zeros."""
+    return stage.index in branch_ends(graph) and not bool(weight.detach().any())
 
 
 def check_names(scheme: str, keep: str) -> None:

@@ -31,7 +31,7 @@ def follower(stage: Stage) -> str:
 
 def weight_of(model: nn.Module, stage: Stage) -> nn.Parameter | None:
     """The layer's weight as a parameter of the model, or None where it is computed from others (weight norm)."""
-    found = dict(model.named_parameters()).get(stage.layer.weight)
+    found = model.get_parameter(stage.layer.weight) if stage.layer.weight else None
     return found if found is not None and found.ndim > 1 else None
 
 

@@ -19,15 +19,11 @@ class ReplaceActivation(Remedy):
     def apply(self, treatment: Treatment) -> Undo:
         stages = self._stages(treatment)
         modules = [activation_module(treatment, stage) for stage in stages]
-        transaction = Transaction()
-        try:
+        with Transaction() as transaction:
             for path in dict.fromkeys(modules):
                 transaction.replace_module(treatment.program.model, path, make_activation(self.activation))
             graph = trace(treatment.program.model, treatment.program.source.sample(8, treatment.seed)[0])
             redraw_stages(treatment, graph, to_redraw(treatment, graph, stages), transaction)
-        except BaseException:
-            transaction.undo()
-            raise
         return transaction.undo
 
     def _stages(self, treatment: Treatment) -> list[Stage]:

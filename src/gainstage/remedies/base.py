@@ -74,10 +74,18 @@ def register(remedy: type[Remedy]) -> type[Remedy]:
 
 
 class Transaction:
-    """Collects the undo of each single edit, so that all of them can be taken back, the last one first."""
+    """Collects the undo of each single edit, so that all of them can be taken back, the last one first. As a context
+    manager it takes them back when something is raised inside."""
 
     def __init__(self) -> None:
         self._undos: list[Undo] = []
+
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        if kind is not None:
+            self.undo()
 
     def keep_values(self, parameters: Iterable[nn.Parameter]) -> None:
         """Remember the values of parameters that are about to be drawn anew."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gainstage.freshness import is_untrained
-from gainstage.initialization import initialize_stages, scheme_of, weight_of
+from gainstage.initialization import initialize_stages, is_gate, plan_for, weight_of
 from gainstage.remedies.base import CannotApply, Remedy, Transaction, Treatment, Undo, register
 from gainstage.signal import Graph, Stage
 
@@ -41,18 +41,20 @@ class InitializeForActivation(Remedy):
         stages = [s for s in graph.stages if weight_of(model, s) is not None and s.layer.fans is not None]
         if not stages:
             raise CannotApply("none of the layers has a weight that can be drawn anew")
-        transaction = Transaction()
-        redraw_stages(treatment, graph, stages, transaction)
+        with Transaction() as transaction:
+            redraw_stages(treatment, graph, stages, transaction)
         return transaction.undo
 
     def changed(self, before: Graph, after: Graph, treatment: Treatment) -> bool:
-        return all(_drawn_right(treatment, stage) for stage in after.stages)
+        return all(_drawn_right(treatment, after, stage) for stage in after.stages)
 
 
-def _drawn_right(treatment: Treatment, stage: Stage) -> bool:
+def _drawn_right(treatment: Treatment, graph: Graph, stage: Stage) -> bool:
     weight = weight_of(treatment.program.model, stage)
     if weight is None or stage.layer.fans is None:
         return True
-    expected = scheme_of(stage).variance(stage.layer.fans)
+    if is_gate(graph, stage, weight):
+        return True
+    expected = plan_for(graph, stage).variance
     error = expected * (2 / weight.numel()) ** 0.5  # standard error of a normal sample's variance
     return abs(float(weight.detach().square().mean()) - expected) < 6 * error

@@ -33,13 +33,13 @@ class InsertBatchNormalization(Remedy):
         plan = [(stage, activation_module(treatment, stage), _norm(model, stage)) for stage in stages]
         if len({path for _, path, _ in plan}) < len(plan):
             raise CannotApply("several stages share one activation module; give each stage its own")
-        transaction = Transaction()
-        redraw_stages(treatment, treatment.graph, to_redraw(treatment, treatment.graph, stages), transaction)
-        for stage, path, norm in plan:
-            pair = nn.Sequential(OrderedDict(normalization=norm, activation=model.get_submodule(path)))
-            transaction.replace_module(model, path, pair)
-            _drop_bias(model.get_submodule(stage.layer.module), transaction)
-            _train(treatment.program.optimizer, norm, transaction)
+        with Transaction() as transaction:
+            redraw_stages(treatment, treatment.graph, to_redraw(treatment, treatment.graph, stages), transaction)
+            for stage, path, norm in plan:
+                pair = nn.Sequential(OrderedDict(normalization=norm, activation=model.get_submodule(path)))
+                transaction.replace_module(model, path, pair)
+                _drop_bias(model.get_submodule(stage.layer.module), transaction)
+                _train(treatment.program.optimizer, norm, transaction)
         return transaction.undo
 
     def changed(self, before: Graph, after: Graph, treatment: Treatment) -> bool:

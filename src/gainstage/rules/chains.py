@@ -36,7 +36,7 @@ def largest_fall(values: Sequence[float]) -> Fall | None:
     for cut in range(1, len(values)):
         start = max(range(cut), key=lambda i: values[i])
         stop = max(range(cut, len(values)), key=lambda i: values[i])
-        size = values[start] - values[stop]
+        size = values[start] - values[stop] if values[start] > -math.inf else 0.0
         if size > 0 and (best is None or size > best.size):
             best = Fall(start, stop, size)
     return best

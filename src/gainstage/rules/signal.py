@@ -45,7 +45,9 @@ class DeadUnits(Rule):
 
     def check(self, context: Context) -> list[Finding]:
         assert context.ledger is not None
-        dead = [row for row in context.ledger.rows if row.dead is not None and row.dead > self._limit(context, row)]
+        dead = [
+            row for row in context.ledger.rows if row.dead and (row.dead == 1 or row.dead > self._limit(context, row))
+        ]
         if not dead:
             return []
         share = max(row.dead or 0.0 for row in dead)

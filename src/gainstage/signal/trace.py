@@ -214,11 +214,14 @@ class Tracer(TorchFunctionMode):
             stage = self._stage_of(self._producer(tensor))
             out_stage = max(out_stage, stage)
             self.observer.stage_output(stage, tensor)
-        stages = tuple(self._stage(index) for index in range(self._stages))
+        members: list[list[Operation]] = [[] for _ in range(self._stages)]
+        for operation in self.operations:
+            if operation.stage >= 0:
+                members[operation.stage].append(operation)
+        stages = tuple(self._stage(index, tuple(found)) for index, found in enumerate(members))
         return Graph(tuple(self.operations), stages, out_stage, tuple(self.loss_operations))
 
-    def _stage(self, index: int) -> Stage:
-        members = tuple(op for op in self.operations if op.stage == index)
+    def _stage(self, index: int, members: tuple[Operation, ...]) -> Stage:
         module, call = self._opened[index]
         source = max((self._stage_of(i) for i in members[0].inputs), default=NETWORK_INPUT)
         joined = {self._stage_of(i) for op in members[1:] for i in op.inputs} - {index}
@@ -231,7 +234,7 @@ def _with_shape(operation: Operation, output: Tensor) -> Operation:
 
 def _fans(name: str, given: dict[str, Any]) -> Fans | None:
     weight = given.get("weight")
-    if not isinstance(weight, Tensor):
+    if not isinstance(weight, Tensor) or weight.ndim < 2:
         return None
     if name == "linear":
         return linear_fans(weight.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,8 @@ _CONTAINERS = ("_parameters", "_buffers", "_modules")
 def untouched(*modules: nn.Module) -> Iterator[None]:
     """Restores on exit, also after an error: random states (Python, NumPy, torch on every device), and of every
     submodule its buffers (values and identity), gradients, train flag and plain attributes, such as a hidden state that
-    a forward pass leaves behind. Parameters' values are not copied: nothing inside may change them.
+    a forward pass leaves behind, with what is in its lists, dictionaries, sets and tensors. Parameters' values are not
+    copied, but for embeddings that renormalise theirs: nothing else inside may change them.
     """
     _check_ordinary(modules)
     buffers: dict[int, torch.Tensor] = {}
@@ -37,6 +39,22 @@ def untouched(*modules: nn.Module) -> Iterator[None]:
             _restore_gradient(parameter, grad, copy)
 
 
+class _Content:
+    """What is inside a list, a dictionary, a set or a tensor that a forward pass may change in place."""
+
+    def __init__(self, value: Any):
+        self.value = value
+        plain = isinstance(value, (list, dict, set))
+        self.copy: Any = value.copy() if plain else value.detach().clone() if isinstance(value, torch.Tensor) else None
+
+    def restore(self) -> None:
+        if isinstance(self.value, torch.Tensor):
+            _restore_values(self.value, self.copy)
+        elif self.copy is not None and self.value != self.copy:
+            self.value.clear()
+            self.value.extend(self.copy) if isinstance(self.value, list) else self.value.update(self.copy)
+
+
 class _ModuleState:
     """One module without its children. Inside, its buffers are copies, so that the originals are never written to: a graph
     that the user still holds stays valid."""
@@ -44,7 +62,11 @@ class _ModuleState:
     def __init__(self, module: nn.Module, copies: dict[int, torch.Tensor]):
         self.module = module
         self.attributes = {k: v for k, v in vars(module).items() if k not in _CONTAINERS}
-        self.parameters = dict(module._parameters)
+        self.contents = {k: _Content(v) for k, v in self.attributes.items() if not k.startswith("_")}
+        self.parameters, self.children = dict(module._parameters), dict(module._modules)
+        # the one kind of layer whose forward pass writes to its weight
+        renormed = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None
+        self.weight = _Content(module.weight) if renormed else None
         self.buffers = dict(module._buffers)
         for name, buffer in self.buffers.items():
             if buffer is not None:
@@ -55,11 +77,20 @@ class _ModuleState:
         for name in set(attributes) - set(self.attributes) - set(_CONTAINERS):
             del attributes[name]
         attributes.update(self.attributes)
-        if any(self.module._parameters.get(k) is not v for k, v in self.parameters.items()):
-            self.module._parameters.clear()
-            self.module._parameters.update(self.parameters)
+        for content in self.contents.values():
+            content.restore()
+        if self.weight is not None:
+            self.weight.restore()
+        _restore_entries(self.module._parameters, self.parameters)
+        _restore_entries(self.module._modules, self.children)
         self.module._buffers.clear()
         self.module._buffers.update(self.buffers)
+
+
+def _restore_entries(mine: dict[str, Any], kept: dict[str, Any]) -> None:
+    if mine.keys() != kept.keys() or any(mine[name] is not kept[name] for name in kept):
+        mine.clear()
+        mine.update(kept)
 
 
 def _restore_gradient(parameter: nn.Parameter, grad: torch.Tensor | None, copy: torch.Tensor | None) -> None:

@@ -76,6 +76,8 @@ def fit(
     with ExitStack() as stack:
         stack.enter_context(seeded(seed))
         torch_optimizer = program.make_optimizer()
+        if isinstance(torch_optimizer, torch.optim.LBFGS):
+            raise BadInput("fit does not drive LBFGS, which calls the loss itself; choose another optimiser")
         store = open_store(folder)
         # a monitor of its own: watch() would take the place of one that the user has on this model
         monitor = Monitor(program.model, torch_optimizer, Sampler(budget=budget), None, None, store)
@@ -83,6 +85,11 @@ def fit(
         report = stack.enter_context(reporting(count, progress, label))
         loop = _Loop(program, torch_optimizer, schedule and schedule(torch_optimizer), store, settings)
         return loop.run(count, seed, report, monitor, None if folder is None else Path(folder))
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of an epoch's order: no order is shared between neighbouring seeds."""
+    return seed * 1_000_003 + epoch
 
 
 @dataclass(frozen=True)
@@ -128,10 +135,10 @@ class _Loop:
     def run(self, epochs: int, seed: int, report: Reporter, monitor: Monitor, folder: Path | None) -> Run:
         began = time.perf_counter()
         model = self.program.model
-        if not model.training:
+        if not any(module.training for module in model.modules()):
             model.train()
         for epoch in range(1, epochs + 1):
-            row = self.epoch(epoch, torch.Generator().manual_seed(seed + epoch))
+            row = self.epoch(epoch, torch.Generator().manual_seed(epoch_seed(seed, epoch)))
             self.history.append(row)
             report(row)
             if self.stopped is not None or self.is_over():
