@@ -4,11 +4,11 @@ import pytest
 from torch import nn
 
 from gainstage.signal import trace
-from gainstage.signal.expectation import LayerPowers, expected_backward_gain, expected_level
+from gainstage.signal.expectation import Powers, expected_backward_gain, expected_level
 from gainstage.theory import Level, lookup, moments
 from tests.tools import normal, quiet
 
-POWERS = LayerPowers(weight=1 / 20, bias=0.0)
+POWERS = Powers(weight=1 / 20, bias=0.0)
 LEVEL = Level(1.0, 0.0)
 
 
@@ -24,7 +24,7 @@ def test_a_linear_stage_keeps_the_level_of_lecun_weights():
 
 def test_the_bias_adds_to_the_offset_not_to_the_signal():
     _, stage = first_stage()
-    after = expected_level(stage, LEVEL, LayerPowers(1 / 20, 0.25))
+    after = expected_level(stage, LEVEL, Powers(1 / 20, 0.25))
     assert (after.signal, after.offset) == pytest.approx((1.0, 0.25))
 
 

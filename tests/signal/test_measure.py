@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import gainstage as gs
 from gainstage.signal import measure
 from gainstage.theory import decibels
 from tests.networks import Convolutional, deep, normal_weights, residual
-from tests.tools import blobs, normal, quiet
+from tests.tools import blobs, generator, normal, quiet
 
 LOSS = F.cross_entropy
 
@@ -147,17 +148,39 @@ def test_a_prediction_for_the_wrong_activation_would_be_noticed():
     assert abs(sum(linear) / len(linear)) > tolerance(width, depth - 1)
 
 
-def test_theory_covers_batch_normalisation():
+NORMALISED = {
+    "batch norm in front of ReLU": lambda w: [nn.BatchNorm1d(w), nn.ReLU()],
+    "batch norm behind ReLU": lambda w: [nn.ReLU(), nn.BatchNorm1d(w)],
+    "batch norm and tanh": lambda w: [nn.BatchNorm1d(w), nn.Tanh()],
+    "batch norm alone": lambda w: [nn.BatchNorm1d(w)],
+    "layer norm in front of ReLU": lambda w: [nn.LayerNorm(w), nn.ReLU()],
+    "dropout": lambda w: [nn.ReLU(), nn.Dropout(0.3)],
+}
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+@pytest.mark.parametrize("name", NORMALISED)
+def test_theory_covers_normalisation_forward_and_backward(name, scale):
     width, depth = 256, 5
 
     def network():
-        blocks = [[nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.Tanh()] for _ in range(depth)]
+        blocks = [[nn.Linear(width, width), *NORMALISED[name](width)] for _ in range(depth)]
         return nn.Sequential(*[part for block in blocks for part in block], nn.Linear(width, 3))
 
+    model = quiet(network)
     x = normal(1024, width)  # of full rank: with few independent features the units' variances differ too much
-    forward, backward = deviations(quiet(network), x, torch.arange(1024) % 3, depth)
+    gs.initialize(model, x, generator=generator())
+    for module in model:
+        if isinstance(module, (nn.BatchNorm1d, nn.LayerNorm)):
+            nn.init.constant_(module.weight, scale)
+    forward, backward = deviations(model, x, torch.arange(1024) % 3, depth)
     assert abs(sum(forward) / depth) < tolerance(width, depth)
     assert abs(sum(backward) / (depth - 1)) < tolerance(width, depth - 1)
+
+
+def test_nothing_is_expected_behind_alpha_dropout():
+    model = quiet(lambda: nn.Sequential(nn.Linear(20, 64), nn.SELU(), nn.AlphaDropout(0.3), nn.Linear(64, 3)))
+    assert measure(model, LOSS, blobs())[1].rows[0].expected_gain is None
 
 
 def test_no_prediction_past_what_theory_does_not_cover():

@@ -33,6 +33,9 @@ class GuardedProbes(Probes):
     def layer(self, operation: Operation, weight: Tensor | None, bias: Tensor | None) -> None:
         self._guarded(super().layer, operation, weight, bias)
 
+    def normalization(self, operation: Operation, scale: Tensor | None, shift: Tensor | None) -> None:
+        self._guarded(super().normalization, operation, scale, shift)
+
     def activation(self, operation: Operation, before: Tensor) -> None:
         self._guarded(super().activation, operation, before)
 

@@ -14,14 +14,14 @@ from gainstage.errors import BadInput
 from gainstage.program import Loss, check_batch, run_loss, run_model, tensors_in
 from gainstage.signal import operations as ops
 from gainstage.signal import statistics
-from gainstage.signal.expectation import LayerPowers, expected_backward_gain, expected_level
+from gainstage.signal.expectation import Powers, expected_backward_gain, expected_level
 from gainstage.signal.graph import NETWORK_INPUT, Graph, Operation, Stage
 from gainstage.signal.ledger import Ledger, Row
 from gainstage.signal.trace import Observer, Tracer
 from gainstage.signal.untouched import untouched
 from gainstage.theory import Level
 
-Key = tuple[str, int]  # quantity, stage
+Key = tuple[str, int]  # quantity, and stage; for "scale" and "shift" of a normalisation, its operation
 
 
 @dataclass
@@ -61,6 +61,11 @@ class Probes(Observer):
         self.values["weight", operation.stage] = statistics.mean_square(weight)
         if bias is not None:
             self.values["bias", operation.stage] = statistics.mean_square(bias)
+
+    def normalization(self, operation: Operation, scale: Tensor | None, shift: Tensor | None) -> None:
+        for quantity, tensor in (("scale", scale), ("shift", shift)):
+            if tensor is not None:
+                self.values[quantity, operation.index] = statistics.mean_square(tensor)
 
     def activation(self, operation: Operation, before: Tensor) -> None:
         if operation.activation is not None and operation.activation.saturates:
@@ -208,7 +213,12 @@ def _expected(graph: Graph, stage: Stage, readings: dict[Key, float]) -> tuple[f
     weight = readings.get(("weight", stage.index))
     if not signal or offset is None or weight is None or not math.isfinite(signal + offset + weight):
         return None, None
-    level, powers = Level(signal, offset), LayerPowers(weight, readings.get(("bias", stage.index), 0.0))
+    norms = {
+        op.index: (readings.get(("scale", op.index), 1.0), readings.get(("shift", op.index), 0.0))
+        for op in stage.operations
+        if op.kind == "normalization"
+    }
+    level, powers = Level(signal, offset), Powers(weight, readings.get(("bias", stage.index), 0.0), norms)
     after = expected_level(stage, level, powers)
     gain = math.sqrt(after.signal / signal) if after is not None else None
     return gain, expected_backward_gain(graph, stage, level, powers)

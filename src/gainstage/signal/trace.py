@@ -29,6 +29,9 @@ class Observer:
     def layer_output(self, operation: Operation, output: Tensor) -> None:
         """A layer has put out `output`."""
 
+    def normalization(self, operation: Operation, scale: Tensor | None, shift: Tensor | None) -> None:
+        """A normalisation is about to run with this scale and shift."""
+
     def activation(self, operation: Operation, before: Tensor) -> None:
         """An activation is about to run on `before`."""
 
@@ -203,6 +206,8 @@ class Tracer(TorchFunctionMode):
         given = ops.arguments_of(operation.name, args, kwargs)
         if operation.kind == "layer":
             self.observer.layer(operation, given.get("weight"), given.get("bias"))
+        if operation.kind == "normalization":
+            self.observer.normalization(operation, given.get("weight"), given.get("bias"))
         if operation.kind == "activation" and data:
             self.observer.activation(operation, data[0])
 
