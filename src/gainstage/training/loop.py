@@ -61,23 +61,12 @@ def fit(
     Raises BadInput when something handed in cannot be used.
     """
     program = as_program(model, loss, train, valid=valid, optimizer=optimizer, epochs=epochs, batch_size=batch_size)
-    if folder is not None and (Path(folder) / "run.json").exists():
-        raise BadInput(f"{folder} holds a finished run already; choose another folder, or remove it")
-    if schedule is not None and not callable(schedule):
-        raise BadInput(f"schedule must be a callable that takes the optimiser, got {schedule!r}")
     settings = Settings(patience, schedule_every, clip_norm)
-    if not isinstance(seed, int):
-        raise BadInput(f"seed must be a whole number, got {seed!r}")
-    if patience is not None and program.valid is None:
-        raise BadInput(
-            "patience counts epochs without a better validation loss, so it needs validation data: give valid="
-        )
+    _check(program, schedule, seed, folder, settings)
     count = program.epochs or DEFAULT_EPOCHS
     with ExitStack() as stack:
         stack.enter_context(seeded(seed))
         torch_optimizer = program.make_optimizer()
-        if isinstance(torch_optimizer, torch.optim.LBFGS):
-            raise BadInput("fit does not drive LBFGS, which calls the loss itself; choose another optimiser")
         store = open_store(folder)
         # a monitor of its own: watch() would take the place of one that the user has on this model
         monitor = Monitor(program.model, torch_optimizer, Sampler(budget=budget), None, None, store)
@@ -85,6 +74,20 @@ def fit(
         report = stack.enter_context(reporting(count, progress, label))
         loop = _Loop(program, torch_optimizer, schedule and schedule(torch_optimizer), store, settings)
         return loop.run(count, seed, report, monitor, None if folder is None else Path(folder))
+
+
+def _check(program: Program, schedule: Any, seed: Any, folder: str | Path | None, settings: Settings) -> None:
+    """BadInput for what the loop could not use."""
+    if folder is not None and (Path(folder) / "run.json").exists():
+        raise BadInput(f"{folder} holds a finished run already; choose another folder, or remove it")
+    if schedule is not None and not callable(schedule):
+        raise BadInput(f"schedule must be a callable that takes the optimiser, got {schedule!r}")
+    if not isinstance(seed, int):
+        raise BadInput(f"seed must be a whole number, got {seed!r}")
+    if settings.patience is not None and program.valid is None:
+        raise BadInput("patience counts epochs without a better validation loss: it needs validation data, give valid=")
+    if isinstance(program.optimizer, torch.optim.LBFGS):
+        raise BadInput("fit does not drive LBFGS, which calls the loss itself; choose another optimiser")
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
