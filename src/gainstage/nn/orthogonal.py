@@ -34,16 +34,11 @@ class Orthogonal:
 
 
 @dataclass(frozen=True)
-class DeltaOrthogonal:
+class DeltaOrthogonal(Orthogonal):
     """A convolution that is zero but for an orthogonal matrix at its centre tap: norm-preserving at any depth (Xiao 2018).
 
     Raises BadInput for kernels of even size, which have no centre, and where there are fewer outputs than inputs.
     """
-
-    gain: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_gain(self.gain)
 
     @torch.no_grad()
     def __call__(self, weight: Tensor, fans: Fans | None = None, generator: torch.Generator | None = None) -> Tensor:
