@@ -13,7 +13,7 @@ from gainstage.initialization.stages import follower, scheme_of
 from gainstage.nn.initializers import fill
 from gainstage.nn.orthogonal import DeltaOrthogonal, Orthogonal
 from gainstage.signal import NETWORK_INPUT, Graph, Stage
-from gainstage.theory import Fans, level_keeping, moments, power_for_depth
+from gainstage.theory import Fans, finite_moments, level_keeping, power_for_depth
 
 OUTPUT_GAIN = 0.1  # logits of standard deviation 0.1 raise the cross-entropy above chance by 0.005
 KEEP = ("signal", "gradient", "both")
@@ -67,8 +67,8 @@ def exact(graph: Graph, stage: Stage, fans: Fans, keep: str = "signal") -> Plan:
     1 / (fan_out E f'(z)^2) with f behind it.
     """
     before = None if stage.source == NETWORK_INPUT else graph.stages[stage.source].activation
-    power = 1.0 if before is None else moments(before).second
-    slope = 1.0 if stage.activation is None else moments(stage.activation).slope
+    power = 1.0 if before is None else finite_moments(before).second
+    slope = 1.0 if stage.activation is None else finite_moments(stage.activation).slope
     variances = {"signal": 1 / (fans.fan_in * power), "gradient": 1 / (fans.fan_out * slope)}
     variances["both"] = math.sqrt(variances["signal"] * variances["gradient"])
     front = "the input" if stage.source == NETWORK_INPUT else "no activation" if before is None else before.name
@@ -81,9 +81,10 @@ def exact(graph: Graph, stage: Stage, fans: Fans, keep: str = "signal") -> Plan:
 
 
 def isometric(graph: Graph, stage: Stage, fans: Fans) -> Plan:
-    """Orthogonal weights that keep the pre-activations' power at q, with q so small that the gradient changes by no more
-    than a factor e over the whole depth (Saxe 2014; Pennington 2017). The first layer brings inputs of power 1 to q."""
-    depth = max(sum(graph.stages[i].activation is not None for i in graph.main_path()), 1)
+    """Orthogonal weights that keep the pre-activations' power at q, with q so small that level, gradient and signal survive
+    the whole depth (Saxe 2014; Pennington 2017). The first layer brings inputs of power 1 to q. Raises BadInput where no q
+    does: see power_for_depth."""
+    depth = _plain_depth(graph)
     if stage.activation is None:
         power = 1 / _power_in_front(graph, stage, depth)
         reason = f"no activation behind: brings the power {1 / power:.3g} in front back to 1"
@@ -92,6 +93,16 @@ def isometric(graph: Graph, stage: Stage, fans: Fans) -> Plan:
         power = q if stage.source == NETWORK_INPUT else level_keeping(stage.activation, q)[0]
         reason = f"{stage.activation.name} at q = {q:.3g} for {depth} layers: gain {math.sqrt(power):.4g}"
     return Plan("orthogonal", power / fans.fan_in, reason, math.sqrt(power))
+
+
+def _plain_depth(graph: Graph) -> int:
+    """Activations on the main path in a row, without a normalisation, which sets level and similarity anew; at least 1."""
+    longest, run = 1, 0
+    for stage in map(graph.stages.__getitem__, graph.main_path()):
+        run = 0 if stage.first("normalization") else run
+        run += stage.activation is not None
+        longest = max(longest, run)
+    return longest
 
 
 def _power_in_front(graph: Graph, stage: Stage, depth: int) -> float:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from gainstage.program import tensors_in
 from gainstage.signal import NETWORK_INPUT, Graph, Ledger, Operation
-from gainstage.signal.measure import Probes, make_ledger
+from gainstage.signal.prediction import source_field
+from gainstage.signal.probes import Probes
+from gainstage.signal.rows import make_ledger
 from gainstage.signal.statistics import mean_square
 from gainstage.signal.trace import Tracer
 
@@ -27,8 +29,8 @@ class GuardedProbes(Probes):
             except Exception as error:
                 self.error = error
 
-    def stage_output(self, stage: int, tensor: Tensor) -> None:
-        self._guarded(super().stage_output, stage, tensor)
+    def stage_output(self, operation: int, stage: int, tensor: Tensor) -> None:
+        self._guarded(super().stage_output, operation, stage, tensor)
 
     def layer(self, operation: Operation, weight: Tensor | None, bias: Tensor | None) -> None:
         self._guarded(super().layer, operation, weight, bias)
@@ -42,8 +44,11 @@ class GuardedProbes(Probes):
     def activated(self, operation: Operation, after: Tensor) -> None:
         self._guarded(super().activated, operation, after)
 
-    def gradient(self, stage: int, gradient: Tensor) -> None:
-        self._guarded(super().gradient, stage, gradient)
+    def constant(self, operation: Operation, tensor: Tensor) -> None:
+        self._guarded(super().constant, operation, tensor)
+
+    def gradient(self, operation: int, gradient: Tensor) -> None:
+        self._guarded(super().gradient, operation, gradient)
 
 
 class Recording:
@@ -58,7 +63,7 @@ class Recording:
         tensors = tensors_in(inputs)
         self._samples = len(tensors[0]) if tensors and tensors[0].ndim else 0
         for tensor in tensors:
-            self.probes.stage_output(NETWORK_INPUT, tensor.detach())
+            self.probes.stage_output(NETWORK_INPUT, NETWORK_INPUT, tensor.detach())
         self._stack.enter_context(self._tracer.of(model, inputs))
 
     def forward_done(self, output: Any) -> None:
@@ -81,7 +86,9 @@ class Recording:
             raise self.probes.error
         if self.graph is None:
             raise RuntimeError("the forward pass of this step was not seen")
-        return self.graph, make_ledger(self.graph, self.probes.read(), self.probes.units, self._samples, None)
+        readings = self.probes.read()
+        source = source_field(self.graph, readings)
+        return self.graph, make_ledger(self.graph, readings, source, self.probes.units, self._samples, None)
 
     def abandon(self) -> None:
         """Take every hook off."""

@@ -11,7 +11,7 @@ from gainstage.rules.base import Context, Finding, Rule, register
 from gainstage.rules.chains import ERROR_DB, WARNING_DB
 from gainstage.rules.signal import REPAIRS, SaturatedUnits
 from gainstage.signal import Stage
-from gainstage.theory import Activation, saturated_share, stationary_level
+from gainstage.theory import Activation, moments, saturated_share, stationary_level
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class InitializationDoesNotFitActivation(Rule):
         found = []
         for stage in plain:
             weight = weight_of(model, stage)
-            if weight is None or stage.activation is None:
+            if weight is None or stage.activation is None or not 0 < moments(stage.activation).second < math.inf:
                 continue
             values = weight.detach().double()
             variance = float(values.var(unbiased=False))

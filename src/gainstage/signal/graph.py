@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from gainstage.signal.functions import activation_in
 from gainstage.signal.operations import Kind
 from gainstage.theory import Activation, Fans
+from gainstage.theory.composition import Step
 
 NETWORK_INPUT = -1  # the producer of tensors that come from outside; the stage in front of the first layer
 
@@ -16,10 +19,12 @@ NETWORK_INPUT = -1  # the producer of tensors that come from outside; the stage 
 class Operation:
     """One torch function call that carries signal.
 
-    index: order of execution. module: path of the module it ran in. inputs: indices of the operations that produced its
-    data (NETWORK_INPUT for tensors from outside). parameters: names of the model's parameters among its arguments.
-    weight: which of them is the layer's weight itself; empty where that is computed. settings: its arguments that are
-    numbers or text. shape: of its output.
+    index: order of execution. module: path of the module it ran in. sources: for each tensor that carries signal among
+    its arguments, the operation that produced it (NETWORK_INPUT for tensors from outside) and which of its outputs that is.
+    sizes: elements of each of them. constants: tensors among its arguments that carry no signal and are no weights of a
+    layer or a normalisation. parameters: names of the model's parameters among its arguments. weight: which of them is the
+    layer's weight itself; empty where that is computed. settings: its arguments that are numbers or text. given: shape of
+    its first input. shape: of its output; outputs: how many it has. call: what it computes, number by number.
     """
 
     index: int
@@ -27,13 +32,23 @@ class Operation:
     kind: Kind
     module: str
     stage: int
-    inputs: tuple[int, ...]
+    sources: tuple[tuple[int, int], ...]
     parameters: tuple[str, ...]
     settings: Mapping[str, Any]
-    shape: tuple[int, ...]
+    given: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+    outputs: int = 1
+    constants: int = 0
+    call: Step | None = None
     activation: Activation | None = None
     fans: Fans | None = None
     weight: str = ""
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The operations that produced its data, each once."""
+        return tuple(dict.fromkeys(index for index, _ in self.sources))
 
     @property
     def channel_dim(self) -> int:
@@ -77,11 +92,11 @@ class Stage:
         """The first operation of a kind in the stage."""
         return next((op for op in self.operations if op.kind == kind), None)
 
-    @property
+    @cached_property
     def activation(self) -> Activation | None:
-        """The theory of the stage's activation, where it has a known one."""
-        op = self.first("activation")
-        return None if op is None else op.activation
+        """The theory of the function behind the layer: a known one, or the user's own; None where there is none, and where
+        it cannot be put together."""
+        return activation_in(self.operations)
 
     @property
     def description(self) -> str:
@@ -92,11 +107,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Graph:
-    """All operations of one forward pass, grouped into stages."""
+    """All operations of one forward pass, grouped into stages. outputs: the operations that made what the network puts out."""
 
     operations: tuple[Operation, ...]
     stages: tuple[Stage, ...]
     output_stage: int
+    outputs: tuple[int, ...] = ()
     loss: tuple[str, ...] = field(default=())
 
     @property
@@ -119,6 +135,22 @@ class Graph:
             here = self.stages[stage]
             stage = min(here.source, *here.skips, here.source)
         return tuple(reversed(path))
+
+    def leaving(self, stage: int) -> int | None:
+        """The operation that made the last tensor which leaves a stage; None where none does."""
+        return self._leaving.get(stage)
+
+    @cached_property
+    def _leaving(self) -> dict[int, int]:
+        last = {self._stage_of(index): index for index in sorted(self.outputs)}
+        for op in self.operations:
+            for index in op.inputs:
+                if index >= 0 and self._stage_of(index) != op.stage:
+                    last[self._stage_of(index)] = max(index, last.get(self._stage_of(index), index))
+        return last
+
+    def _stage_of(self, operation: int) -> int:
+        return NETWORK_INPUT if operation == NETWORK_INPUT else self.operations[operation].stage
 
     def consumers(self, stage: int) -> tuple[int, ...]:
         """Stages that take in the output of `stage`, as their layer's input or as a skip connection."""

@@ -21,7 +21,9 @@ class Row:
     its output. dead: units that are zero on every sample (true rate below 3/samples at 95 % where none was seen).
     saturated: pre-activations where the activation no longer responds. weight, weight_gradient: of the layer's weight.
     update: size of the optimiser's last true step (weight after minus before) relative to the weight; only while training.
-    expected_gain, expected_backward_gain: theory, for the level that really came in and the weights as they are.
+    expected_gain, expected_backward_gain: theory, for the level that really came in (the gradient that really came back) and
+    the size of the weights as they are. gain_error, backward_gain_error: their standard errors for weights drawn at random,
+    from the finite width: the first from the spread over the units, the second an upper bound.
     """
 
     index: int
@@ -33,14 +35,26 @@ class Row:
     similarity: float | None = None
     gain: float | None = None
     expected_gain: float | None = None
+    gain_error: float | None = None
     gradient: float | None = None
     backward_gain: float | None = None
     expected_backward_gain: float | None = None
+    backward_gain_error: float | None = None
     dead: float | None = None
     saturated: float | None = None
     weight: float | None = None
     weight_gradient: float | None = None
     update: float | None = None
+
+    @property
+    def gain_sigmas(self) -> float | None:
+        """How many standard errors the gain is above what theory expects."""
+        return _sigmas(self.gain, self.expected_gain, self.gain_error)
+
+    @property
+    def backward_gain_sigmas(self) -> float | None:
+        """How many standard errors the backward gain is above what theory expects."""
+        return _sigmas(self.backward_gain, self.expected_backward_gain, self.backward_gain_error)
 
     @property
     def gradient_norm_db(self) -> float | None:
@@ -59,6 +73,10 @@ class Row:
     def signal_db(self) -> float | None:
         """Signal in dB."""
         return decibels(self.signal)
+
+
+def _sigmas(measured: float | None, expected: float | None, error: float | None) -> float | None:
+    return None if measured is None or expected is None or not error else (measured - expected) / error
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ Kind = Literal[
     "multiply",
     "join",
     "reshape",
+    "pointwise",
+    "attention",
     "unknown",
 ]
 
@@ -53,6 +55,15 @@ ACTIVATIONS = {
     "elu": "elu", "selu": "selu", "celu": "celu", "gelu": "gelu", "silu": "silu", "mish": "mish", "softplus": "softplus",
     "relu6": "relu6", "hardtanh": "hardtanh", "hardswish": "hardswish", "hardsigmoid": "hardsigmoid", "softsign": "softsign",
 }  # fmt: skip
+POINTWISE = {
+    "abs", "absolute", "acos", "arccos", "asin", "arcsin", "asinh", "atan", "arctan", "ceil", "clamp", "clamp_max", "clamp_min",
+    "clip", "cos", "cosh", "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expit", "expm1", "floor", "frac", "ge", "greater",
+    "gt", "hardshrink", "heaviside", "le", "lerp", "less", "log", "log10", "log1p", "log2", "logaddexp", "logical_and",
+    "logical_not", "logical_or", "logsigmoid", "lt", "maximum", "minimum", "ne", "positive", "pow", "reciprocal", "rpow",
+    "rdiv", "rtruediv", "round", "rsqrt", "sgn", "sign", "sin", "sinc", "sinh", "softshrink", "sqrt", "square", "tan",
+    "tanhshrink", "threshold", "trunc", "where", "xlogy", "addcmul", "addcdiv",
+}  # fmt: skip
+ATTENTIONS = {"scaled_dot_product_attention"}
 RECTIFIERS = ("relu", "relu6")  # exactly zero on one side: a unit can die
 
 # bookkeeping that carries no signal: asked of a tensor, or made from nothing
@@ -77,28 +88,33 @@ def is_silent(name: str) -> bool:
     return name in SILENT
 
 
-@lru_cache(maxsize=1024)
+_VOCABULARY: tuple[tuple[Kind, Iterable[str]], ...] = (
+    ("layer", LAYERS),
+    ("normalization", NORMALIZATIONS),
+    ("activation", ACTIVATIONS),
+    ("softmax", SOFTMAXES),
+    ("dropout", DROPOUTS),
+    ("add", ADDITIONS),
+    ("multiply", PRODUCTS),
+    ("join", JOINS),
+    ("reshape", RESHAPES),
+    ("pointwise", POINTWISE),
+    ("attention", ATTENTIONS),
+)
+_KINDS: dict[str, Kind] = {name: kind for kind, names in _VOCABULARY for name in names}
+POOLINGS = ("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool", "lp_pool")
+
+
 def kind_of(name: str) -> Kind:
     """What an operation does to the signal; "unknown" where Gainstage does not know."""
-    if name in LAYERS:
-        return "layer"
-    if name in NORMALIZATIONS:
-        return "normalization"
-    if name in ACTIVATIONS:
-        return "activation"
-    if name in SOFTMAXES:
-        return "softmax"
-    if name in DROPOUTS:
-        return "dropout"
-    if name == "mean" or name.startswith(("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool", "lp_pool")):
+    if name == "mean" or name.startswith(POOLINGS):
         return "pool"
-    if name in ADDITIONS:
-        return "add"
-    if name in PRODUCTS:
-        return "multiply"
-    if name in JOINS:
-        return "join"
-    return "reshape" if name in RESHAPES else "unknown"
+    return _KINDS.get(name, "unknown")
+
+
+def is_elementwise(kind: Kind) -> bool:
+    """True for operations that take each number by itself, so that they can be put together to functions of one."""
+    return kind in ("activation", "pointwise", "add", "multiply")
 
 
 def activation_of(name: str, settings: Mapping[str, Any]) -> Activation | None:
@@ -154,6 +170,16 @@ POSITIONAL = {
     "layer_norm": ("normalized_shape", "weight", "bias", "eps"),
     "group_norm": ("num_groups", "weight", "bias", "eps"),
     "rms_norm": ("normalized_shape", "weight", "eps"),
+    "instance_norm": ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"),
+    "mean": ("dim", "keepdim"),
+    **dict.fromkeys(
+        (f"max_pool{n}d" for n in (1, 2, 3)), ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    ),
+    **dict.fromkeys((f"avg_pool{n}d" for n in (1, 2, 3)), ("kernel_size", "stride", "padding")),
+    **dict.fromkeys((f"dropout{n}d" for n in (1, 2, 3)), ("p", "training")),
+    "feature_alpha_dropout": ("p", "training"),
+    "scaled_dot_product_attention": ("key", "value", "attn_mask", "dropout_p", "is_causal", "scale"),
+    "pad": ("pad", "mode", "value"),
 }
 
 

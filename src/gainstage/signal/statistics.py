@@ -16,11 +16,64 @@ def signal_and_offset(x: Tensor) -> tuple[Tensor, Tensor]:
     signal: unbiased variance over the samples. offset: squared mean over the samples, less the share of the signal
     that a mean over n samples retains (variance / n), so that signal + offset is the plain mean square.
     """
-    x = x.detach().flatten(1).float()
+    signals, offset = unit_signals(x)
+    return signals.mean(), offset
+
+
+def unit_signals(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Signal power of every unit, of shape x.shape[1:], and the mean offset power."""
+    x = x.detach().float()
     centre = x.mean(0)
-    signal = (x - centre).square().sum(0).mean() / (len(x) - 1)
-    offset = (centre.square().mean() - signal / len(x)).clamp_min(0)
-    return signal, offset
+    signals = (x - centre).square().sum(0) / (len(x) - 1)
+    return signals, (centre.square().mean() - signals.mean() / len(x)).clamp_min(0)
+
+
+def relative_variance(signals: Tensor, channel_dim: int) -> Tensor:
+    """Of the mean of the units' signal powers, if channels are independent draws: the variance of the channels' own mean
+    powers, over their number and the squared mean. channel_dim: of `signals`, which have no dimension of samples."""
+    powers = signals.movedim(channel_dim, 0).flatten(1).mean(1) if signals.ndim > 1 else signals
+    return powers.var() / len(powers) / powers.mean().square()
+
+
+def position_gaps(x: Tensor, columns: int) -> Tensor:
+    """Half mean squared differences between two values of a channel, shape (2, columns), of (samples, channels, *places).
+
+    Row 0: in one sample, row 1: in two different ones; columns: at positions 0, 1, 2, 4, ... apart (the mean over the axes),
+    and, last, at any two positions.
+    """
+    x = x.detach().float()
+    level, axes = x.square().mean(), range(2, x.ndim)
+    gaps = x.new_zeros(2, columns)
+    for column in range(columns - 1):
+        step = 2 ** (column - 1) if column else 0
+        long = [axis for axis in axes if x.shape[axis] > step]
+        products = [_products(x, axis, step) for axis in long] or [_products(x, 0, 0)]
+        gaps[:, column] = level - torch.stack(products).mean(0)
+    gaps[:, -1] = level - _everywhere(x)
+    return gaps
+
+
+def _products(x: Tensor, axis: int, step: int) -> Tensor:
+    """Mean products of values `step` apart along an axis: in one sample, and in two different ones."""
+    one, other = (
+        (x, x) if step == 0 else (x.narrow(axis, 0, x.shape[axis] - step), x.narrow(axis, step, x.shape[axis] - step))
+    )
+    within = (one * other).mean()
+    across = (one.mean(0) * other.mean(0)).mean()
+    return torch.stack([within, (len(x) * across - within) / (len(x) - 1)])
+
+
+def _everywhere(x: Tensor) -> Tensor:
+    """The same for any two different positions."""
+    values = x.flatten(2)
+    places = values.shape[2]
+    if places == 1:
+        return _products(x, 0, 0)
+    sums = values.sum(2)
+    within = (sums.square().mean() - values.square().sum(2).mean()) / (places * (places - 1))
+    across = sums.mean(0).square().mean() / places**2
+    # all pairs of two samples' positions, equal positions included
+    return torch.stack([within, (len(x) * across - sums.square().mean() / places**2) / (len(x) - 1)])
 
 
 def similarity(x: Tensor) -> Tensor:

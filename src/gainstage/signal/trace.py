@@ -7,21 +7,26 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gainstage.program import tensors_in
 from gainstage.signal import operations as ops
+from gainstage.signal.calls import is_number, recorded
 from gainstage.signal.graph import NETWORK_INPUT, Graph, Operation, Stage
 from gainstage.theory import Fans, convolution_fans, linear_fans
+from gainstage.theory.composition import Slot, Step
+
+FROM_OUTSIDE = (NETWORK_INPUT, 0)
 
 
 class Observer:
     """Told of tensors while they are intact: in-place operations may change them at once afterwards. Does nothing itself."""
 
-    def stage_output(self, stage: int, tensor: Tensor) -> None:
-        """`tensor` leaves `stage`; called again when a later tensor of the stage leaves it."""
+    def stage_output(self, operation: int, stage: int, tensor: Tensor) -> None:
+        """`tensor`, made by the operation of that number, leaves that `stage`."""
 
     def layer(self, operation: Operation, weight: Tensor | None, bias: Tensor | None) -> None:
         """A layer is about to run with these weights."""
@@ -31,6 +36,9 @@ class Observer:
 
     def normalization(self, operation: Operation, scale: Tensor | None, shift: Tensor | None) -> None:
         """A normalisation is about to run with this scale and shift."""
+
+    def constant(self, operation: Operation, tensor: Tensor) -> None:
+        """A sum or a product is about to run with a tensor that carries no signal."""
 
     def activation(self, operation: Operation, before: Tensor) -> None:
         """An activation is about to run on `before`."""
@@ -56,7 +64,8 @@ class Tracer(TorchFunctionMode):
         self._buffers = {id(buffer) for buffer in model.buffers()}
         self._paths = {id(module): name for name, module in model.named_modules()}
         self._module_stack: list[str] = [""]
-        self._producers: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensor -> index of operation
+        # tensor -> index of the operation, and which of its outputs it is
+        self._producers: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._derived: WeakTensorKeyDictionary = (
             WeakTensorKeyDictionary()
         )  # tensor -> names of parameters it is made of
@@ -70,7 +79,7 @@ class Tracer(TorchFunctionMode):
         """Active while the model's forward pass on `inputs` runs inside; its hooks are gone afterwards, also after an
         error."""
         for tensor in tensors_in(inputs):
-            self._producers[tensor] = NETWORK_INPUT
+            self._producers[tensor] = FROM_OUTSIDE
         with ExitStack() as stack:
             for module in list(model.modules())[1:]:  # the model itself is the bottom of the stack
                 stack.callback(module.register_forward_pre_hook(self._enter_module).remove)
@@ -113,15 +122,17 @@ class Tracer(TorchFunctionMode):
             self._note_derived(result, parameters)
             return result
         operation = self._open(name, data, parameters, args, kwargs)
+        operation = self._with_call(operation, func, data, args, kwargs)
         self._tell_before(operation, data, args, kwargs)
         result = func(*args, **kwargs)
-        outputs = [t for t in tensors_in(result) if t.is_floating_point() or t.is_complex()]
+        masks = ops.is_elementwise(operation.kind) and any(t.is_floating_point() or t.dtype == torch.bool for t in data)
+        outputs = [t for t in tensors_in(result) if t.is_floating_point() or t.is_complex() or masks]
         if not outputs:
             return result
-        operation = _with_shape(operation, outputs[0])
+        operation = replace(operation, shape=tuple(outputs[0].shape), outputs=len(outputs))
         self.operations.append(operation)
-        for tensor in outputs:
-            self._producers[tensor] = operation.index
+        for number, tensor in enumerate(outputs):
+            self._producers[tensor] = (operation.index, number)
         if operation.kind == "layer":
             self.observer.layer_output(operation, outputs[0])
         if operation.kind == "activation":
@@ -129,9 +140,11 @@ class Tracer(TorchFunctionMode):
         return result
 
     def _signals_in(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Those that carry signal: made by an operation of this pass, or handed in; else those of unknown origin."""
-        known = [t for t in tensors if t in self._producers]
-        return known or [t for t in tensors if not self._is_fixed(t)]
+        """Those that carry signal, each once: made by an operation of this pass, or handed in; else those of unknown
+        origin."""
+        once = list({id(t): t for t in tensors}.values())
+        known = [t for t in once if t in self._producers]
+        return known or [t for t in once if not self._is_fixed(t)]
 
     def _is_fixed(self, tensor: Tensor) -> bool:
         return id(tensor) in self._names or id(tensor) in self._buffers or tensor in self._derived
@@ -162,7 +175,7 @@ class Tracer(TorchFunctionMode):
     def _open(self, name: str, data, parameters, args, kwargs) -> Operation:
         """Describe an operation; a layer opens a new stage, anything else joins the latest stage it takes from."""
         kind = ops.kind_of(name)
-        inputs = tuple(dict.fromkeys(self._producer(t) for t in data))
+        sources = tuple(self._source(t) for t in data)
         if kind == "layer":
             stage = self._stages
             self._stages += 1
@@ -170,9 +183,12 @@ class Tracer(TorchFunctionMode):
             self._opened.append((path, self._calls.get(path, 0)))
             self._calls[path] = self._calls.get(path, 0) + 1
         else:
-            stage = max((self._stage_of(i) for i in inputs), default=NETWORK_INPUT)
+            stage = max((self._stage_of(i) for i, _ in sources), default=NETWORK_INPUT)
         given = ops.arguments_of(name, args, kwargs)
-        settings = {k: v for k, v in given.items() if isinstance(v, (bool, int, float, str, tuple))}
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        settings = {k: v for k, v in settings.items() if isinstance(v, (bool, int, float, str, tuple))}
+        if kind == "layer" and isinstance(given.get("weight"), Tensor):
+            settings["kernel"] = tuple(given["weight"].shape[2:])
         if name == "prelu" and isinstance(given.get("weight"), Tensor):
             settings["slope"] = float(given["weight"].detach().mean())
         return Operation(
@@ -181,28 +197,45 @@ class Tracer(TorchFunctionMode):
             kind=kind,
             module=self._module_stack[-1],
             stage=stage,
-            inputs=inputs,
+            sources=sources,
             parameters=parameters,
             settings=settings,
-            shape=(),
+            given=tuple(data[0].shape),
+            sizes=tuple(t.numel() for t in data),
             activation=ops.activation_of(name, settings) if kind == "activation" else None,
             fans=_fans(name, given) if kind == "layer" else None,
             weight=self._names.get(id(given.get("weight")), ""),
         )
 
-    def _producer(self, tensor: Tensor) -> int:
-        index = self._producers.get(tensor)
-        return NETWORK_INPUT if index is None else index
+    def _with_call(self, operation: Operation, func, data: Sequence[Tensor], args, kwargs) -> Operation:
+        """What an elementwise operation computes, and how many constant tensors take part in anything but a layer."""
+        if operation.kind in ("layer", "normalization"):
+            return operation
+        constants = len(self._constants(data, args, kwargs))
+        call = operation.activation and Step(operation.activation.function, (Slot(0),))
+        if call is None and ops.is_elementwise(operation.kind) and not constants:
+            call = recorded(func, data, args, kwargs)
+        return replace(operation, call=call, constants=constants)
+
+    def _constants(self, data: Sequence[Tensor], args: Any, kwargs: Any) -> list[Tensor]:
+        """Tensors among the arguments that carry no signal; single numbers on the CPU count as numbers."""
+        ours = {id(tensor) for tensor in data}
+        others = [t for t in tensors_in([args, kwargs]) if id(t) not in ours]
+        return [t for t in others if id(t) in self._names or not is_number(t)]
+
+    def _source(self, tensor: Tensor) -> tuple[int, int]:
+        return self._producers.get(tensor) or FROM_OUTSIDE
 
     def _stage_of(self, operation: int) -> int:
         return NETWORK_INPUT if operation == NETWORK_INPUT else self.operations[operation].stage
 
     def _tell_before(self, operation: Operation, data: Sequence[Tensor], args, kwargs) -> None:
         """Tensors that cross from one stage into another are the outputs of the stage they leave."""
-        for tensor in data:
-            origin = self._stage_of(self._producer(tensor))
-            if origin != operation.stage:
-                self.observer.stage_output(origin, tensor)
+        for tensor, (origin, _) in zip(data, operation.sources, strict=True):
+            if self._stage_of(origin) != operation.stage:
+                self.observer.stage_output(origin, self._stage_of(origin), tensor)
+        if operation.constants == 1 and operation.kind in ("add", "multiply"):
+            self.observer.constant(operation, *self._constants(data, args, kwargs))
         given = ops.arguments_of(operation.name, args, kwargs)
         if operation.kind == "layer":
             self.observer.layer(operation, given.get("weight"), given.get("bias"))
@@ -214,27 +247,24 @@ class Tracer(TorchFunctionMode):
     # ---------------------------------------------------------------- the graph
     def finish(self, output: Any) -> Graph:
         """The graph of the pass that ended with `output`."""
-        out_stage = NETWORK_INPUT
+        outputs: dict[int, None] = {}
         for tensor in tensors_in(output):
-            stage = self._stage_of(self._producer(tensor))
-            out_stage = max(out_stage, stage)
-            self.observer.stage_output(stage, tensor)
+            index, _ = self._source(tensor)
+            outputs[index] = None
+            self.observer.stage_output(index, self._stage_of(index), tensor)
+        out_stage = max((self._stage_of(index) for index in outputs), default=NETWORK_INPUT)
         members: list[list[Operation]] = [[] for _ in range(self._stages)]
         for operation in self.operations:
             if operation.stage >= 0:
                 members[operation.stage].append(operation)
         stages = tuple(self._stage(index, tuple(found)) for index, found in enumerate(members))
-        return Graph(tuple(self.operations), stages, out_stage, tuple(self.loss_operations))
+        return Graph(tuple(self.operations), stages, out_stage, tuple(outputs), tuple(self.loss_operations))
 
     def _stage(self, index: int, members: tuple[Operation, ...]) -> Stage:
         module, call = self._opened[index]
         source = max((self._stage_of(i) for i in members[0].inputs), default=NETWORK_INPUT)
         joined = {self._stage_of(i) for op in members[1:] for i in op.inputs} - {index}
         return Stage(index, module, call, members, source, tuple(sorted(joined)))
-
-
-def _with_shape(operation: Operation, output: Tensor) -> Operation:
-    return replace(operation, shape=tuple(output.shape))
 
 
 def _fans(name: str, given: dict[str, Any]) -> Fans | None:

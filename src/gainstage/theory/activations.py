@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from gainstage.errors import BadInput
 from gainstage.theory.quadrature import derivative, find_kinks
 
-Family = Literal["linear", "logistic", "relu", "selu"]
+Family = Literal["linear", "logistic", "relu", "selu", "other"]
 
 
 def selu_constants() -> tuple[float, float]:
@@ -32,7 +32,7 @@ class Activation:
     """A pointwise function with what theory needs to know about it.
 
     `family` is its row in the chapter's table of variances: "linear" and "logistic" take Glorot, "relu" takes He,
-    "selu" takes LeCun.
+    "selu" takes LeCun; "other", a user's own function, has none.
     """
 
     name: str
@@ -81,14 +81,14 @@ def leaky_relu(slope: float) -> Activation:
     return Activation(f"leaky_relu({slope:g})", partial(F.leaky_relu, negative_slope=slope), "relu")
 
 
-KNOWN: dict[str, Activation] = {
+LEAKS = {"leaky_relu": 0.01, "huge_leaky_relu": 0.2, "keras_leaky_relu": 0.3}  # PyTorch's, the chapter's, Keras's layer
+KNOWN: dict[str, Activation] = {name: leaky_relu(slope) for name, slope in LEAKS.items()} | {
     activation.name: activation
     for activation in (
         Activation("identity", _identity, "linear"),
         Activation("logistic", torch.sigmoid, "logistic"),
         Activation("tanh", torch.tanh, "logistic"),
         Activation("relu", F.relu, "relu"),
-        Activation("leaky_relu", partial(F.leaky_relu, negative_slope=0.01), "relu"),
         Activation("rrelu", partial(F.leaky_relu, negative_slope=(1 / 8 + 1 / 3) / 2), "relu"),
         Activation("prelu", partial(F.leaky_relu, negative_slope=0.25), "relu"),
         Activation("elu", F.elu, "relu"),
@@ -105,19 +105,38 @@ KNOWN: dict[str, Activation] = {
         Activation("softsign", F.softsign, "logistic"),
     )
 }
-ALIASES = {"linear": "identity", "none": "identity", "sigmoid": "logistic", "swish": "silu"}
+ALIASES = {  # PyTorch's, Keras's and the chapter's other names
+    "linear": "identity",
+    "none": "identity",
+    "sigmoid": "logistic",
+    "swish": "silu",
+    "hard_silu": "hardswish",
+    "scaled_elu": "selu",
+    "randomized_leaky_relu": "rrelu",
+    "randomised_leaky_relu": "rrelu",
+    "parametric_leaky_relu": "prelu",
+    "parametric_relu": "prelu",
+}
 
 
 def canonical_name(name: str, known: Iterable[str]) -> str:
-    """`name` in PyTorch's, Keras's or the chapter's spelling, as one of `known`; BadInput lists those and the aliases."""
+    """`name` in PyTorch's, Keras's or the chapter's spelling, as one of `known`: only its letters and digits count.
+
+    Raises BadInput, with the known names and their aliases, for any other.
+    """
     known = tuple(known)
-    bare = {candidate.replace("_", ""): candidate for candidate in (*known, *ALIASES)}
-    found = bare.get(name.lower().replace("-", "").replace(" ", "").replace("_", ""), "")
-    if ALIASES.get(found, found) in known:
-        return ALIASES.get(found, found)
-    raise BadInput(f"no activation is called {name!r}; known are: {', '.join(sorted([*known, *ALIASES]))}")
+    names = {candidate: candidate for candidate in known}
+    names |= {alias: meant for alias, meant in ALIASES.items() if meant in known}
+    for candidate, meant in names.items():
+        if _bare(candidate) == _bare(name):
+            return meant
+    raise BadInput(f"no activation is called {name!r}; known are: {', '.join(sorted(names))}")
+
+
+def _bare(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
 
 
 def lookup(name: str) -> Activation:
-    """The activation called `name`; BadInput lists the known ones."""
+    """The activation called `name`, in any spelling; BadInput lists the known ones."""
     return KNOWN[canonical_name(name, KNOWN)]

@@ -2,7 +2,8 @@
 
 A network of this kind has weights of variance weight_power / fan_in and biases of variance bias_power. Its pre-activations
 are Gaussian of variance q (the same for all samples), and two samples' pre-activations have correlation c.
-Sources: Poole 2016; Schoenholz 2017; Zhang 2022 (tailored activations).
+Sources: Poole 2016; Daniely 2016 (the correlation map as a power series); Schoenholz 2017; Zhang 2022 (tailored
+activations).
 """
 
 from __future__ import annotations
@@ -10,26 +11,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from gainstage.errors import BadInput
 from gainstage.theory.activations import Activation
-from gainstage.theory.moments import depth_scale, level_after, moments, signal_power, stationary_level
+from gainstage.theory.moments import depth_scale, level_after, moments, signal_power
+from gainstage.theory.quadrature import derivative, gaussian_nodes
 
-SMALLEST_POWER = 1e-6  # of pre-activations: below it single precision has little left
 SURVIVAL = 6.0  # depth scales that a signal survives (Schoenholz 2017)
+SIMILARITY = 0.9  # of two samples behind a deep network, at which it still trains (Zhang 2022)
+RUNAWAY = 16.0  # ln of the power by which a whole network may amplify a level at worst; fitted, see keeps_level
+ZERO, INFINITY = 1e-18, 1e18  # powers, and distances from 0, that are taken for such
+ROUNDING = 1e-12  # relative: what is closer is equal
+# of pre-activations, 1 to 1e-6: below, the proportion of the first weights' steps to theirs, which goes with 1/q, makes the
+# loss leap when training begins
+POWERS = tuple(10 ** (-step / 8) for step in range(49))
+DEGREES = torch.arange(64).double()  # of the correlation map's series; the rest adds 1e-7 up to a similarity of 0.9
 
 
 @dataclass(frozen=True)
 class Phase:
     """What becomes of signal and gradient deep inside such a network.
 
-    q: the fixed point of the pre-activations' power (0 or inf where there is none). chi: factor of the gradient's power
-    per layer, and of a small difference between samples. correlation: the similarity that all samples approach.
-    level_scale, correlation_scale: layers over which deviations from these fixed points fall by a factor e.
+    q: the power that the pre-activations approach; 0 or inf where they have no fixed point. chi: factor of the
+    gradient's power per layer, and of a small difference between samples. correlation: the similarity that all samples
+    approach. level_scale, correlation_scale: layers over which deviations from these fixed points fall by a factor e in
+    power; inf where they fall more slowly than that at any depth.
     """
 
     q: float
@@ -47,23 +58,32 @@ class Phase:
 
     @property
     def trainable_depth(self) -> float:
-        """Largest number of layers through which information about the input passes: six correlation scales."""
-        return SURVIVAL * self.correlation_scale
+        """Largest number of layers through which information about the input passes: six correlation scales (Schoenholz
+        2017), or six level scales where the level itself vanishes or explodes."""
+        scale = self.correlation_scale if 0 < self.q < math.inf else self.level_scale
+        return SURVIVAL * scale
 
 
 def phase(activation: Activation, weight_power: float, bias_power: float = 0.0) -> Phase:
-    """The phase of a deep network of `activation`. Raises BadInput for powers that are not positive and finite."""
+    """The phase of a deep network of `activation`. Raises BadInput for powers that are not positive and finite.
+
+    Where the level falls to 0 or grows without end (ReLU of weight power 2 with biases; tanh of weight power 1 without),
+    the activation acts as its positively homogeneous limit, a leaky ReLU with the slopes that it has at 0 or at infinity:
+    chi is weight_power times the mean of their squares, and the correlation goes to 1 more slowly than by any factor a
+    layer (Zhang 2022, eq. 6), or stays where it is if both slopes are equal.
+    """
     _check_powers(weight_power, bias_power)
-    q = stationary_level(activation, weight_power, bias_power, layers=2000)
-    if not 1e-20 < q < 1e20:
-        chi = weight_power * moments(activation, min(max(q, 1e-6), 1e6)).slope
-        return Phase(q, chi, 1.0, depth_scale(chi), depth_scale(chi))
-    chi = weight_power * moments(activation, q).slope
+    q = level_fixed_point(activation, weight_power, bias_power)
+    if not 0 < q < math.inf:
+        chi = weight_power * outer_slope(activation, INFINITY if q else ZERO)
+        return Phase(q, chi, 1.0, depth_scale(chi), math.inf)
+    at = moments(activation, q)
+    chi = weight_power * at.slope
+    level_slope = weight_power * at.second / q * level_exponent(activation, q)
     correlation = correlation_fixed_point(activation, weight_power, bias_power, q)
-    step = 1e-3 * q
-    level_slope = weight_power * (level_after(activation, q + step) - level_after(activation, q - step)) / (2 * step)
     slope = chi if correlation > 1 - 1e-6 else _correlation_slope(activation, weight_power, bias_power, q, correlation)
-    return Phase(q, chi, correlation, depth_scale(abs(level_slope)), depth_scale(slope))
+    level_scale = math.inf if math.isclose(level_slope, 1, rel_tol=ROUNDING) else depth_scale(abs(level_slope))
+    return Phase(q, chi, correlation, level_scale, depth_scale(slope))
 
 
 def _check_powers(weight_power: float, bias_power: float) -> None:
@@ -72,6 +92,50 @@ def _check_powers(weight_power: float, bias_power: float) -> None:
             f"a network's weight power must be positive and its bias power not negative, both finite, got {weight_power} "
             f"and {bias_power}"
         )
+
+
+def level_fixed_point(activation: Activation, weight_power: float, bias_power: float = 0.0) -> float:
+    """The pre-activations' power q deep inside: the first solution of q = weight_power E f^2 + bias_power that is reached
+    from weight_power + bias_power (Poole 2016, eq. 3); 0 or inf where the level falls or grows without end."""
+
+    def gain(q: float) -> float:
+        return (weight_power * level_after(activation, q) + bias_power) / q
+
+    start = q = weight_power + bias_power
+    if math.isclose(gain(start), 1, rel_tol=ROUNDING):
+        return start
+    grows = gain(start) > 1
+
+    def goes_on(q: float) -> bool:
+        return gain(q) > 1 - ROUNDING if grows else gain(q) < 1 + ROUNDING
+
+    step = 2.0 if grows else 0.5
+    while goes_on(q):
+        q *= step
+        if not ZERO < q < INFINITY:
+            return math.inf if grows else 0.0
+    return _last(goes_on, q / step, q)
+
+
+def _last(holds: Callable[[float], bool], good: float, bad: float) -> float:
+    """The number farthest from `good` towards `bad` for which `holds` is still true, by bisection."""
+    for _ in range(60):
+        middle = (good + bad) / 2
+        good, bad = (middle, bad) if holds(middle) else (good, middle)
+    return good
+
+
+def outer_slope(activation: Activation, distance: float) -> float:
+    """E f'^2 of the leaky ReLU that f resembles at such a distance from 0: the mean of f'(z)^2 on both sides."""
+    slopes = derivative(activation.function, torch.tensor([-distance, distance], dtype=torch.float64))
+    return float(slopes.square().mean())
+
+
+def level_exponent(activation: Activation, q: float) -> float:
+    """d ln E f^2 / d ln q = E z f f' / E f^2: 1 where f is homogeneous; above it, a level that is kept is unstable."""
+    z, weights = gaussian_nodes(q, activation.kinks)
+    growth = weights * z * activation.function(z) * derivative(activation.function, z)
+    return float(growth.sum()) / moments(activation, q).second
 
 
 def correlation_map(activation: Activation, weight_power: float, bias_power: float, q: float, c: float) -> float:
@@ -85,23 +149,18 @@ def correlation_fixed_point(activation: Activation, weight_power: float, bias_po
     """The correlation that two samples approach with depth: 1 in the ordered phase, below it in the chaotic one."""
     if weight_power * moments(activation, q).slope <= 1 + 1e-9:
         return 1.0
-    low, high = 0.0, 1 - 1e-9
 
     def rises(c: float) -> bool:
         return correlation_map(activation, weight_power, bias_power, q, c) > c
 
-    if not rises(low):
-        return 0.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if rises(middle) else (low, middle)
-    return (low + high) / 2
+    return _last(rises, 0.0, 1 - 1e-9) if rises(0.0) else 0.0
 
 
 def _correlation_slope(activation: Activation, weight_power: float, bias_power: float, q: float, c: float) -> float:
-    step = min(1e-3, (1 - c) / 2)
-    above, below = (correlation_map(activation, weight_power, bias_power, q, c + s) for s in (step, -step))
-    return abs(above - below) / (2 * step)
+    step = min(1e-4, (1 - c) / 2)
+    low, high = max(c - step, 0.0), c + step  # the map is for correlations from 0
+    below, above = (correlation_map(activation, weight_power, bias_power, q, at) for at in (low, high))
+    return abs(above - below) / (high - low)
 
 
 def edge_of_chaos(activation: Activation, q: float = 1.0) -> tuple[float, float]:
@@ -126,31 +185,80 @@ def level_keeping(activation: Activation, q: float) -> tuple[float, float]:
     return weight_power, weight_power * at.slope
 
 
-def power_for_depth(activation: Activation, depth: int, growth: float = 1.0) -> float:
-    """The largest pre-activation power q up to 1 at which a network of `depth` layers that keeps its level changes the
-    gradient's power by no more than e^growth in all: depth |ln chi(q)| <= growth.
+def keeps_gradient(activation: Activation, q: float, depth: int, growth: float) -> bool:
+    """True if the gradient's power changes by at most e^growth in all: depth |ln chi| <= growth (Schoenholz 2017)."""
+    return math.exp(-growth / depth) <= level_keeping(activation, q)[1] <= math.exp(growth / depth)
 
-    The smaller q, the more linear a smooth activation: the deeper the network, the smaller q must be. Raises BadInput for
-    an activation that is not linear around 0 to within that (the logistic function), and for a depth below 1.
+
+def keeps_level(activation: Activation, q: float, depth: int, growth: float) -> bool:
+    """True if samples of e^growth times the power q grow by at most as much again, and any by at most e^RUNAWAY.
+
+    Where the level's exponent exceeds 1, as for GELU, the fixed point is unstable: a level that is too high rises, and
+    the higher, the faster, up to weight_power times the mean square slope at infinity a layer (for GELU at small q,
+    twofold). Training pushes the level off by any amount. RUNAWAY is fitted: networks of GELU, SiLU, Mish and Hardswish,
+    100 units wide, learn images as long as they can amplify it by no more than e^20, and do not from e^26.
     """
-    if depth < 1:
-        raise BadInput(f"a network has at least one layer, got a depth of {depth}")
+    weight_power, level = level_keeping(activation, q)[0], math.exp(growth) * q
+    if weight_power * outer_slope(activation, INFINITY) > math.exp(RUNAWAY / depth):
+        return False
+    for _ in range(depth):
+        before, level = level, weight_power * level_after(activation, level)
+        if level <= before * (1 + ROUNDING):
+            return True
+    return level <= math.exp(2 * growth) * q
+
+
+def keeps_signal(activation: Activation, q: float, depth: int) -> bool:
+    """True if uncorrelated inputs end with a similarity of at most 0.9, which leaves a tenth of the signal (Zhang 2022).
+
+    No inputs that are alike lose a larger share: the correlation map is convex (Daniely 2016).
+    """
+    series = similarity_series(activation, q)
+    return composed(lambda c: float(series @ c**DEGREES), depth, 0.0) <= SIMILARITY + 1e-6
+
+
+def similarity_series(activation: Activation, q: float) -> Tensor:
+    """Coefficients of the correlation map where the level is kept: c -> sum a_n^2 c^n / E f^2, with a_n = E f(z) h_n(z)
+    and h_n the orthonormal Hermite polynomials (Daniely 2016)."""
+    z, weights = gaussian_nodes(q, activation.kinks)
+    x, value = z / math.sqrt(q), weights * activation.function(z)
+    before, hermite, coefficients = torch.zeros_like(x), torch.ones_like(x), []
+    for n in range(len(DEGREES)):
+        coefficients.append((value * hermite).sum() ** 2)
+        before, hermite = hermite, (x * hermite - math.sqrt(n) * before) / math.sqrt(n + 1)
+    return torch.stack(coefficients) / moments(activation, q).second
+
+
+@lru_cache(maxsize=256)
+def power_for_depth(activation: Activation, depth: int, growth: float = 1.0) -> float:
+    """The largest pre-activation power q up to 1 at which the weights that keep it also keep the gradient through `depth`
+    layers to a factor e^growth in power, the level stable and the signal alive.
+
+    The smaller q, the more linear a smooth activation: the deeper the network, the smaller q must be. Raises BadInput
+    where no power from 1e-6 does all three, as for the logistic function (gradient), GELU from 24 layers (level) and ReLU
+    from 13 (signal), and for a depth below 1.
+    """
+    _check_depth(depth)
 
     def fits(q: float) -> bool:
-        return depth * abs(math.log(level_keeping(activation, q)[1])) <= growth
-
-    if fits(1.0):
-        return 1.0
-    low, high = SMALLEST_POWER, 1.0
-    if not fits(low):
-        raise BadInput(
-            f"no weights keep both level and gradient through {depth} layers of {activation.name}; "
-            "use another activation, or normalisation"
+        return (
+            keeps_gradient(activation, q, depth, growth)
+            and keeps_level(activation, q, depth, growth)
+            and keeps_signal(activation, q, depth)
         )
-    for _ in range(40):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+
+    found = next((index for index, q in enumerate(POWERS) if fits(q)), None)
+    if found is None:
+        raise BadInput(
+            f"no weights keep both gradient and signal at a stable level through {depth} layers of {activation.name}; use "
+            "tanh, ELU or tailored_leaky_relu, or normalisation"
+        )
+    return 1.0 if found == 0 else _last(fits, POWERS[found], POWERS[found - 1])
+
+
+def _check_depth(depth: int) -> None:
+    if depth < 1:
+        raise BadInput(f"a network has at least one layer, got a depth of {depth}")
 
 
 def leaky_correlation(slope: float, c: float) -> float:
@@ -168,25 +276,21 @@ def composed(function: Callable[[float], float], depth: int, start: float) -> fl
     return start
 
 
-def tailored_slope(depth: int, similarity: float = 0.9) -> float:
+def tailored_slope(depth: int, similarity: float = SIMILARITY) -> float:
     """Slope a of a leaky ReLU such that a plain network of `depth` layers maps uncorrelated inputs to the given similarity
     (Zhang 2022, tailored activation transformation; they recommend 0.9). Raises BadInput for a depth below 1 and for a
     similarity outside (0, 1)."""
-    if depth < 1:
-        raise BadInput(f"a network has at least one layer, got a depth of {depth}")
+    _check_depth(depth)
     if not 0 < similarity < 1:
         raise BadInput(f"the similarity at the end must lie between 0 and 1, got {similarity}")
-    low, high = 0.0, 1.0  # the deeper and the less linear, the more alike
-    if composed(partial(leaky_correlation, low), depth, 0.0) < similarity:
-        return low
-    for _ in range(60):
-        middle = (low + high) / 2
-        reached = composed(partial(leaky_correlation, middle), depth, 0.0)
-        low, high = (middle, high) if reached > similarity else (low, middle)
-    return (low + high) / 2
+
+    def fits(slope: float) -> bool:
+        return composed(partial(leaky_correlation, slope), depth, 0.0) <= similarity
+
+    return 0.0 if fits(0.0) else _last(fits, 1.0, 0.0)  # the deeper and the less linear, the more alike
 
 
-def tailored_leaky_relu(depth: int, similarity: float = 0.9) -> Activation:
+def tailored_leaky_relu(depth: int, similarity: float = SIMILARITY) -> Activation:
     """The leaky ReLU whose slope is worked out from the depth of the network."""
     slope = tailored_slope(depth, similarity)
 

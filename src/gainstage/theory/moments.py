@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from gainstage.errors import BadInput
 from gainstage.theory.activations import Activation
 from gainstage.theory.quadrature import derivative, gaussian_nodes
 
@@ -21,13 +22,14 @@ _HERMITE_WEIGHTS = _HERMITE_WEIGHTS / _HERMITE_WEIGHTS.sum()
 class Moments:
     """Moments of f(z) for z ~ N(0, q).
 
-    mean = E f, second = E f^2, slope = E f'^2 (mean square derivative), all dimensionless.
+    mean = E f, second = E f^2, slope = E f'^2 (mean square derivative), fourth = E f'^4, all dimensionless.
     """
 
     q: float
     mean: float
     second: float
     slope: float
+    fourth: float
 
     @property
     def variance(self) -> float:
@@ -55,24 +57,45 @@ def moments(activation: Activation, q: float = 1.0) -> Moments:
         mean=float((weights * value).sum()),
         second=float((weights * value**2).sum()),
         slope=float((weights * slope**2).sum()),
+        fourth=float((weights * slope**4).sum()),
     )
 
 
-@lru_cache(maxsize=4096)
-def signal_power(activation: Activation, q: float, signal: float) -> float:
-    """Power of the signal behind an activation.
+def finite_moments(activation: Activation, q: float = 1.0) -> Moments:
+    """The same; BadInput for a function that is not finite on all numbers, or nothing but zero: no weights fit it."""
+    found = moments(activation, q)
+    if not 0 < found.second < math.inf or math.isnan(found.slope):
+        raise BadInput(
+            f"the activation {activation.name} is not finite and non-zero for normally distributed inputs of variance {q:g} "
+            f"(E f^2 = {found.second:g}): no weights fit it"
+        )
+    return found
 
-    Two samples' pre-activations are jointly Gaussian with variance `q` each and half mean squared difference
-    `signal`; returned is E (f(z1) - f(z2))^2 / 2. Written with the independent half sum and half difference, so that
-    nothing cancels when the samples are nearly alike (Poole 2016, the correlation map).
+
+@lru_cache(maxsize=8192)
+def pair_moments(activation: Activation, q: float, gap: float) -> tuple[float, float]:
+    """(power, excess) of the difference that an activation leaves between two values.
+
+    The values are jointly Gaussian with variance `q` each and half mean squared difference `gap`, 0 <= gap <= 2 q. power:
+    E d^2 / 2 with d = f(z1) - f(z2). excess: E d^4 / (E d^2)^2 - 1, the relative variance of d^2. Written with the
+    independent half sum and half difference, so that nothing cancels when the two are nearly alike (Poole 2016, the
+    correlation map).
     """
-    if signal <= 0:
-        return 0.0
-    signal = min(signal, q)
-    common, weights = gaussian_nodes(q - signal / 2, activation.kinks)
-    half_difference = _HERMITE_NODES[:, None] * math.sqrt(signal / 2)
-    gap = activation.function(common + half_difference) - activation.function(common - half_difference)
-    return float((_HERMITE_WEIGHTS[:, None] * weights * gap**2).sum()) / 2
+    if gap <= 0:
+        return 0.0, 0.0
+    gap = min(gap, 2 * q)
+    common, weights = gaussian_nodes(max(q - gap / 2, 1e-12 * q), activation.kinks)
+    half_difference = _HERMITE_NODES[:, None] * math.sqrt(gap / 2)
+    square = (activation.function(common + half_difference) - activation.function(common - half_difference)) ** 2
+    weights = _HERMITE_WEIGHTS[:, None] * weights
+    second = float((weights * square).sum())
+    return second / 2, float((weights * square**2).sum()) / second**2 - 1 if second > 0 else 0.0
+
+
+def signal_power(activation: Activation, q: float, signal: float) -> float:
+    """Power of the signal behind an activation, for pre-activations of power `q` of which `signal` differs between samples:
+    half the mean squared difference of two samples."""
+    return pair_moments(activation, q, min(signal, q))[0]
 
 
 def depth_scale(chi: float) -> float:

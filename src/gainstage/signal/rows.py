@@ -1,0 +1,109 @@
+"""From readings to the ledger: what was measured at every stage beside what theory expects there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gainstage.signal.graph import NETWORK_INPUT, Graph, Stage
+from gainstage.signal.ledger import Ledger, Row
+from gainstage.signal.prediction import Readings, Theory, theory_stage_by_stage
+from gainstage.theory.field import Field
+
+
+def make_ledger(
+    graph: Graph, readings: Readings, source: Field, units: Mapping[int, int], samples: int, loss: float | None
+) -> Ledger:
+    """The ledger of a graph from the readings (mean squares and shares) of its stages; `source`: the network's input."""
+    theory = theory_stage_by_stage(graph, readings, source)
+    rows = tuple(_row(graph, stage, readings, theory, units) for stage in graph.stages)
+    unknown = tuple(dict.fromkeys(f"{op.name} in {op.module or '(model)'}" for op in graph.unknown))
+    return Ledger(rows, _source_row(graph, readings, units), samples, loss, graph.coverage, unknown)
+
+
+def _source_row(graph: Graph, readings: Readings, units: Mapping[int, int]) -> Row | None:
+    """What the first layer takes in: the network's input, or what operations in front of all layers made of it."""
+    last = graph.leaving(NETWORK_INPUT)
+    place = NETWORK_INPUT if last is None or ("signal", last) not in readings else last
+    if ("signal", place) not in readings:
+        return None
+    name = "(in front)" if any(op.stage == NETWORK_INPUT for op in graph.operations) else "(input)"
+    return Row(NETWORK_INPUT, name, "", units[place], **_levels(readings, place))
+
+
+def _row(graph: Graph, stage: Stage, readings: Readings, theory: Theory, units: Mapping[int, int]) -> Row:
+    index, before = stage.index, stage.layer.inputs[0]
+    after = graph.leaving(index)
+    after = stage.operations[-1].index if after is None else after
+    return Row(
+        index=index,
+        name=stage.name,
+        description=stage.description,
+        units=units.get(after, math.prod(graph.operations[after].shape[1:])),
+        gain=_ratio(readings, "signal", after, before),
+        backward_gain=_ratio(readings, "gradient", before, after),
+        gradient=_root(readings, "gradient", after),
+        dead=readings.get(("dead", index)),
+        saturated=readings.get(("saturated", index)) if stage.activation and stage.activation.saturates else None,
+        weight=_root(readings, "weight", index),
+        weight_gradient=_root(readings, "weight_gradient", index),
+        update=_size_ratio(readings, index),
+        **_levels(readings, after),
+        **_expected_gain(theory, stage, readings, before, after),
+        **_expected_backward_gain(theory, readings, before, after),
+    )
+
+
+def _levels(readings: Readings, operation: int) -> dict[str, Any]:
+    alike = readings.get(("similarity", operation))
+    return {
+        "signal": _root(readings, "signal", operation),
+        "offset": _root(readings, "offset", operation),
+        "similarity": None if alike is None or math.isnan(alike) else alike,
+    }
+
+
+def _expected_gain(
+    theory: Theory, stage: Stage, readings: Readings, before: int, after: int
+) -> dict[str, float | None]:
+    """Theory's gain of the signal for the level that really came in, and its standard error."""
+    given, expected = readings.get(("signal", before)), theory.level(after)
+    if not given or not expected.known or ("signal", after) not in readings:
+        return {}
+    gain = math.sqrt(max(expected.signal, 0.0) / given)
+    # units are independent draws: their spread says how far their mean may be from what theory expects of it; what is
+    # assumed of the positions in front of a window is no better known than theory knows its levels
+    spread = readings.get(("spread", after), expected.variance)
+    windows = any(op.kind in ("pool", "attention") for op in stage.operations)
+    return {"expected_gain": gain, "gain_error": _error(gain, spread + windows * expected.variance)}
+
+
+def _expected_backward_gain(theory: Theory, readings: Readings, before: int, after: int) -> dict[str, float | None]:
+    """Theory's gain of the gradient for what really came back, and its standard error."""
+    power, variance = theory.gradient(before) if before >= 0 else (math.nan, 0.0)
+    given = readings.get(("gradient", after))
+    if not given or not math.isfinite(power):
+        return {}
+    gain = math.sqrt(power / given)
+    return {"expected_backward_gain": gain, "backward_gain_error": _error(gain, variance)}
+
+
+def _error(gain: float, variance: float) -> float | None:
+    """Standard error of a gain from the variance of the power's logarithm."""
+    return gain * math.sqrt(variance) / 2 if math.isfinite(variance) else None
+
+
+def _root(readings: Readings, quantity: str, index: int) -> float | None:
+    value = readings.get((quantity, index))
+    return None if value is None else math.sqrt(value) if value >= 0 else math.nan
+
+
+def _ratio(readings: Readings, quantity: str, top: int, bottom: int) -> float | None:
+    above, below = _root(readings, quantity, top), _root(readings, quantity, bottom)
+    return None if above is None or not below else above / below
+
+
+def _size_ratio(readings: Readings, index: int) -> float | None:
+    update, weight = _root(readings, "update", index), _root(readings, "weight", index)
+    return None if update is None or not weight else update / weight

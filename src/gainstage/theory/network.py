@@ -1,0 +1,130 @@
+"""A whole network in theory: fields from operation to operation forward, the gradient's power from the loss back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from gainstage.theory.composition import IDENTITY
+from gainstage.theory.field import Field
+from gainstage.theory.operators import Edge, Layer, Operator, Pointwise
+
+Reading: TypeAlias = tuple[float, float]  # level and signal, powers
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation: what it does, and which operations' outputs it takes in (a negative number for a tensor from outside),
+    each with the number of the output that it takes of one with several. flat: its output has no positions. parts: how many
+    outputs it has, each with units of its own. selects: it hands on some of the numbers, or copies."""
+
+    operator: Operator
+    inputs: tuple[tuple[int, int], ...]
+    flat: bool = False
+    parts: int = 1
+    selects: bool = False
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """Fields behind every node: predicted, and handed on (as measured, where that is known); and the ways back."""
+
+    predicted: tuple[Field, ...]
+    fields: tuple[Field, ...]
+    edges: tuple[tuple[Edge, ...], ...]
+
+
+def propagate(
+    nodes: Sequence[Node], sources: Mapping[int, Field], readings: Mapping[int, Reading] | None = None
+) -> Propagation:
+    """Fields from the `sources` (those from outside, by their negative numbers) through all nodes.
+
+    readings: (level, signal) measured behind some nodes. What follows such a node is predicted from what was measured
+    there, with the predicted proportions between positions.
+    """
+    predicted: list[Field] = []
+    fields: list[Field] = []
+    edges: list[tuple[Edge, ...]] = []
+    taken: dict[tuple[int, int], Field] = {}
+
+    def take(node: int, part: int) -> Field:
+        if node < 0:
+            return sources[node]
+        if nodes[node].parts == 1:
+            return fields[node]
+        return taken.setdefault((node, part), _part(fields[node], part))
+
+    inner = _inner(nodes, readings or {})
+    for index, node in enumerate(nodes):
+        inputs = [take(*source) for source in node.inputs]
+        bare = node.operator.composed(inputs) if index in inner and isinstance(node.operator, Pointwise) else None
+        after, back = node.operator.through(inputs) if bare is None else (bare, [])
+        predicted.append(_settled(node, index, after, inputs))
+        fields.append(_corrected(predicted[-1], node, index, (readings or {}).get(index)))
+        edges.append(tuple(_shared(edge, nodes) for edge in back))
+    return Propagation(tuple(predicted), tuple(fields), tuple(edges))
+
+
+def _inner(nodes: Sequence[Node], readings: Mapping[int, Reading]) -> set[int]:
+    """Nodes that are only read by pointwise functions: steps of a longer function, not worth working out."""
+    readers: dict[int, list[Node]] = {}
+    for node in nodes:
+        for index, _ in node.inputs:
+            readers.setdefault(index, []).append(node)
+    pointwise = {i for i, found in readers.items() if all(isinstance(r.operator, Pointwise) for r in found)}
+    return pointwise - set(readings)
+
+
+def _part(whole: Field, number: int) -> Field:
+    """One of several outputs: as its siblings, and independent of them."""
+    origins = frozenset((*origin, number) for origin in whole.origins)
+    return replace(whole, origins=origins, pre=None, function=IDENTITY, gaussian=whole.straight)
+
+
+def _shared(edge: Edge, nodes: Sequence[Node]) -> Edge:
+    """The gradient per element of a tensor that is handed on in parts is the mean over them."""
+    parts = nodes[edge.node].parts if edge.node >= 0 else 1
+    return edge if parts == 1 else edge._replace(factor=edge.factor / parts)
+
+
+def _settled(node: Node, index: int, after: Field, inputs: Sequence[Field]) -> Field:
+    """The field numbered, with its origin, and without positions that are gone."""
+    after = after.flat if node.flat and after.known else after
+    if node.parts > 1 or node.selects:
+        return replace(_part(after, index), node=index)
+    if any(after is before for before in inputs):
+        return after
+    origins = frozenset({(index,)}) if isinstance(node.operator, Layer) else after.origins
+    return replace(after, node=index, origins=origins)
+
+
+def _corrected(field: Field, node: Node, index: int, reading: Reading | None) -> Field:
+    """The field brought to what was measured."""
+    if reading is None:
+        return field
+    field = field.measured(*reading, node=index)
+    return field.flat if node.flat else field
+
+
+def gradients(nodes: Propagation, powers: Mapping[int, float]) -> dict[int, tuple[float, float]]:
+    """Power of the gradient with respect to the output of every node, and the variance of its logarithm.
+
+    powers: known ones, by node: that of the network's output, to start from, and measured ones, from which the prediction
+    goes on. What several readers of an output send back adds up.
+    """
+    arrived: dict[int, float] = {}
+    spread: dict[int, float] = {}
+    found: dict[int, tuple[float, float]] = {}
+    for node in range(len(nodes.fields) - 1, -1, -1):
+        power, variance = arrived.get(node, 0.0), spread.get(node, 0.0)
+        found[node] = power, variance / power**2 if power > 0 else 0.0
+        if node in powers:
+            power, variance = powers[node], 0.0
+        for edge in nodes.edges[node]:
+            share = power * edge.factor
+            arrived[edge.node] = arrived.get(edge.node, 0.0) + share
+            relative = (variance / power**2 if power > 0 else 0.0) + edge.variance
+            spread[edge.node] = spread.get(edge.node, 0.0) + relative * share**2
+    found.update({node: (power, 0.0) for node, power in arrived.items() if node < 0})
+    return found
