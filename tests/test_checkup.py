@@ -1,6 +1,7 @@
 """check() from the outside: what it takes, what it gives, and how it refuses."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -66,10 +67,16 @@ def test_select_and_ignore():
     assert "I101" not in gs.check(sick(), LOSS, blobs(), ignore=["I101"]).codes
 
 
-def test_a_static_check_measures_nothing():
+def test_a_static_check_measures_nothing_and_says_what_theory_expects():
     checkup = gs.check(sick(), LOSS, blobs(), level="static")
     assert checkup.ledger is None
     assert checkup.codes == ["I101"]
+    measured = gs.check(sick(), LOSS, blobs())
+    assert measured.prediction is None
+    for expected, row in zip(checkup.prediction.rows[:4], measured.ledger.rows, strict=False):
+        assert abs(math.log(row.signal / expected.signal)) < 3 * expected.signal_error
+    assert "theory for random weights" in str(checkup)
+    assert checkup.to_dict()["prediction"] == json.loads(checkup.to_json())["prediction"]
 
 
 def test_json_holds_findings_and_ledger():

@@ -93,12 +93,14 @@ def test_what_was_learned_is_never_drawn_anew_by_a_safe_remedy():
     assert same(before, model.state_dict())
 
 
-def test_a_functional_activation_is_reported_as_the_change_to_make():
+def test_a_functional_activation_is_reported_as_the_change_to_make_and_normalised_all_the_same():
     result = gs.fix(quiet(FunctionalDeep), LOSS, blobs(), unsafe=True)
     reasons = {attempt.remedy: attempt.reason for attempt in result.rejected}
     assert "called as a function in FunctionalDeep.forward" in reasons["use-selu"]
-    assert "self.activation = nn.Sigmoid()" in reasons["insert-batch-normalization"]
-    assert "G101" in result.after.codes
+    assert "self.activation = nn.Sigmoid()" in reasons["use-elu"]
+    assert "G101" in result.before.codes
+    assert [attempt.remedy for attempt in result.applied] == ["insert-batch-normalization"]
+    assert result.after.healthy
 
 
 def test_each_attempt_is_told_as_it_happens():

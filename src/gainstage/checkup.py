@@ -11,7 +11,7 @@ from gainstage.display import Displayed
 from gainstage.errors import BadInput
 from gainstage.program import Program, as_program, check_batch
 from gainstage.rules import DEPTHS, Context, Depth, Finding, can_speak, choose, flatten, run_rules
-from gainstage.signal import Graph, Ledger, measure, trace
+from gainstage.signal import Graph, Ledger, Prediction, measure, predict
 
 SAMPLES = 256  # measured in preflight: a dead unit is then known to fire on fewer than 1.2 % of the inputs
 LEVELS = DEPTHS[:3]
@@ -19,12 +19,14 @@ LEVELS = DEPTHS[:3]
 
 @dataclass(frozen=True)
 class Checkup(Displayed):
-    """A network's ledger and its findings, root causes first. ledger is None at level "static"."""
+    """A network's ledger and its findings, root causes first. At level "static" nothing is measured: ledger is None, and
+    prediction has what theory expects of the untouched network."""
 
     findings: tuple[Finding, ...]
     ledger: Ledger | None
     graph: Graph
     level: Depth
+    prediction: Prediction | None = None
 
     @property
     def healthy(self) -> bool:
@@ -41,6 +43,7 @@ class Checkup(Displayed):
             "level": self.level,
             "findings": [finding.to_dict() for finding in self.findings],
             "ledger": None if self.ledger is None else self.ledger.to_dict(),
+            "prediction": None if self.prediction is None else self.prediction.to_dict(),
             "coverage": self.graph.coverage,
         }
 
@@ -87,15 +90,15 @@ def check_program(
     batch = program.source.sample(max(SAMPLES, program.batch_size or 0), seed)
     if depth == "static":
         check_batch(*batch)
-        graph, ledger = trace(program.model, batch[0]), None
+        (graph, prediction), ledger = predict(program.model, batch[0]), None
     else:
-        graph, ledger = measure(program.model, program.loss, batch)
+        (graph, ledger), prediction = measure(program.model, program.loss, batch), None
     findings = run_rules(rules, Context(program.model, graph, ledger, program), depth)
     if not findings and ledger is not None and ledger.loss is not None and not math.isfinite(ledger.loss):
         raise BadInput(
             f"the loss of finite inputs and outputs is {ledger.loss}; look for a log, a root or a division in it"
         )
-    return Checkup(findings, ledger, graph, depth)
+    return Checkup(findings, ledger, graph, depth, prediction)
 
 
 def _depth(level: str) -> Depth:

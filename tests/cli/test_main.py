@@ -205,7 +205,18 @@ def test_an_empty_selection_is_refused(target, selection):
 def test_a_static_check_measures_nothing(target):
     result = call("check", target("sick"), "--level", "static", "--json")
     assert (result.exit_code, strict(result.stdout)["ledger"]) == (0, None)
-    assert "hidden1" not in call("check", target("sick"), "--level", "static").stdout
+    stages = strict(result.stdout)["prediction"]["stages"]
+    assert [stage["name"] for stage in stages] == STAGES
+    assert "gain" not in stages[0], "theory instead"
+    text = call("check", target("sick"), "--level", "static").stdout
+    assert "theory for random weights" in text
+    assert all(name in text for name in STAGES)
+
+
+def test_a_check_that_measures_predicts_nothing_beside_it(target):
+    result = strict(call("check", target("sick"), "--json").stdout)
+    assert result["prediction"] is None
+    assert [stage["name"] for stage in result["ledger"]["stages"]] == STAGES
 
 
 def test_the_seed_decides_on_the_measured_samples(target, tmp_path):

@@ -10,9 +10,11 @@ import gainstage as gs
 from gainstage.errors import BadInput
 from gainstage.initialization.plans import OUTPUT_GAIN, plan_for
 from gainstage.signal import trace
-from gainstage.theory import decibels, level_keeping, lookup, moments, power_for_depth
+from gainstage.theory import decibels, expectation, level_keeping, lookup, moments, power_for_depth, tailored_leaky_relu
+from gainstage.theory.meanfield import DEGREES, composed, level_exponent, similarity_series
+from gainstage.theory.quadrature import derivative
 from tests.networks import deep, residual
-from tests.tools import generator, normal
+from tests.tools import generator, normal, quiet
 
 WIDTH, DEPTH = 256, 12
 
@@ -92,14 +94,84 @@ def test_isometric_weights_are_orthogonal_and_keep_the_level():
     assert power == pytest.approx(level_keeping(lookup("tanh"), power_for_depth(lookup("tanh"), 2))[0], rel=1e-4)
 
 
+SEEDS = 5
+PLAIN = [("tanh", 100), ("selu", 100), ("elu", 100), ("tailored_leaky_relu", 100), ("gelu", 20), ("silu", 20)]
+
+
+def spreads(activation, q, depth, width):
+    """Standard deviations of the seeds' mean of ln level and of ln gradient behind so many layers of that width.
+
+    Orthogonal weights keep each sample's power, so that a layer adds only what of f^2 is not in proportion to z^2. The
+    gradient's entries d are Gaussian: E d^4 = 3 (E d^2)^2.
+    """
+    at, exponent = moments(activation, q), level_exponent(activation, q)
+
+    def mean_square(function):
+        return expectation(lambda z: function(z) ** 2, q, activation.kinks)
+
+    excess = mean_square(lambda z: activation.function(z) ** 2 / at.second - z**2 / q) - 2 * (exponent - 1) ** 2
+    bend = mean_square(lambda z: derivative(activation.function, z) ** 2 / at.slope - 1)
+    level = excess * sum(exponent ** (2 * layer) for layer in range(depth))
+    return (level / width / SEEDS) ** 0.5, (3 * bend * depth / width / SEEDS) ** 0.5
+
+
+def gains(name, depth, seed, width=100):
+    """From the first to the last pre-activations of a real network: ln of the level's gain, the similarity at the end, ln
+    of the gradient's gain on the way back."""
+    model = deep(depth, name, width=width, inputs=width)
+    gs.initialize(model, scheme="isometric", generator=generator(seed))
+    layers, ends = [module for module in model.modules() if isinstance(module, nn.Linear)], []
+    for layer in (layers[0], layers[depth - 1]):
+        layer.register_forward_hook(lambda module, x, z: z.retain_grad() or ends.append(z))
+    model(normal(128, width, seed=100 + seed)).mul(normal(128, 3, seed=200 + seed)).sum().backward()
+    first, last = (float(z.detach().square().mean()) for z in ends)
+    back = [float(z.grad.square().mean()) for z in ends]
+    return math.log(last / first), 1 - float(ends[1].detach().var(0).mean()) / last, math.log(back[0] / back[1])
+
+
+@pytest.mark.parametrize(("name", "depth"), PLAIN)
+def test_isometric_weights_keep_level_signal_and_gradient_of_a_deep_network_as_theory_says(name, depth):
+    activation = tailored_leaky_relu(depth) if name.startswith("tailored") else lookup(name)
+    q = power_for_depth(activation, depth)
+    level, similarity, gradient = torch.tensor([gains(name, depth, seed) for seed in range(SEEDS)]).mean(0).tolist()
+    level_spread, gradient_spread = spreads(activation, q, depth - 1, 100)
+    series = similarity_series(activation, q)
+    expected = composed(lambda c: float(series @ c**DEGREES), depth - 1, 0.0)
+    assert level == pytest.approx(0.0, abs=3 * level_spread)
+    assert gradient == pytest.approx((depth - 1) * math.log(level_keeping(activation, q)[1]), abs=3 * gradient_spread)
+    assert abs(math.log((1 - similarity) / (1 - expected))) < 3 * max(level_spread, gradient_spread)
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu", "leaky_relu", "softplus"])
+def test_what_cannot_be_isometric_at_a_depth_is_refused_with_what_can(name):
+    with pytest.raises(BadInput, match=r"through 100 layers of \w+; use tanh, ELU or tailored_leaky_relu, or batch"):
+        gs.initialize(deep(100, name), scheme="isometric")
+
+
+def test_a_normalisation_starts_the_depth_anew():
+    def planned(*normalization):
+        layers = quiet(lambda: [layer for _ in range(30) for layer in (nn.Linear(20, 20), *normalization, nn.GELU())])
+        graph = trace(nn.Sequential(*layers), normal(8, 20))
+        return plan_for(graph, graph.stages[20], "isometric")
+
+    assert planned(nn.BatchNorm1d(20)).reason.startswith("gelu at q = 1 for a depth of 1:")
+    with pytest.raises(BadInput, match="through 30 layers of gelu"):
+        planned()
+
+
 def test_through_logistic_units_nothing_keeps_the_gradient():
-    with pytest.raises(BadInput, match="no weights keep both level and gradient through 3 layers of logistic"):
+    with pytest.raises(BadInput, match=r"no weights keep both gradient and signal .* through 3 layers of logistic"):
         plans("logistic", "isometric")
 
 
 def test_the_output_is_scaled_but_for_the_chapters_scheme():
     assert plans("tanh", "exact")[-1].variance == pytest.approx(OUTPUT_GAIN**2 / (64 * moments(lookup("tanh")).second))
     assert plans("tanh", "auto")[-1].variance == pytest.approx(2 / (64 + 3))
+
+
+def test_behind_isometric_layers_the_output_takes_the_power_that_they_hand_on():
+    handed_on = moments(lookup("tanh"), power_for_depth(lookup("tanh"), 3)).second
+    assert plans("tanh", "isometric")[-1].variance == pytest.approx(OUTPUT_GAIN**2 / (64 * handed_on))
 
 
 def test_branches_share_the_signal():

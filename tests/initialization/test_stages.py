@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from gainstage.initialization.stages import bias_of, current_weight, follower, set_weight, trace_example, weight_of
+import gainstage as gs
+from gainstage.initialization.stages import bias_of, current_weight, follower, set_weight, weight_of
 from gainstage.signal import trace
+from gainstage.signal.example import trace_example
 from tests.networks import Functional, deep
 from tests.tools import normal, quiet
 
@@ -44,6 +46,8 @@ def test_a_weight_computed_in_forward_is_nobodys():
     stage = first(model, normal(4, 20))
     assert stage.layer.parameters == ("weight",)
     assert stage.layer.fans is not None
+    assert weight_of(model, stage) is current_weight(model, stage) is None
+    assert gs.initialize(model, normal(4, 20)).skipped == ("(model)",)
 
 
 @pytest.mark.parametrize(("index", "name"), [(0, "relu"), (1, "tanh"), (2, "none")])
@@ -55,16 +59,3 @@ def test_what_follows_a_layer(index, name):
 def test_softmax_follows_where_it_does():
     model = quiet(lambda: nn.Sequential(nn.Linear(20, 3), nn.Softmax(dim=-1)))
     assert follower(first(model)) == "softmax"
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: nn.Sequential(nn.Linear(7, 3)),
-        lambda: nn.Sequential(nn.Conv1d(2, 3, 5), nn.ReLU()),
-        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 10)),
-        lambda: nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 2)),
-    ],
-)
-def test_inputs_are_guessed_from_the_first_layer(build):
-    assert trace_example(quiet(build)).stages

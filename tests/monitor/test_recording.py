@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from gainstage.monitor.recording import GuardedProbes, Recording
-from tests.networks import deep
-from tests.tools import blobs, normal
+from tests.networks import TwoInputs, deep
+from tests.tools import blobs, normal, quiet
 
 
 def test_forward_backward_and_update_are_seen():
@@ -26,6 +26,22 @@ def test_forward_backward_and_update_are_seen():
     assert ledger.rows[0].update == pytest.approx(float(change), rel=1e-3)
 
 
+def test_a_second_input_is_measured_as_such():
+    model, x = quiet(TwoInputs), (normal(16, 20), 5 * normal(16, 12, seed=1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recording = Recording(model, (x, {}))
+    output = model(*x)
+    recording.forward_done(output)
+    F.cross_entropy(output, torch.arange(16) % 3).backward()
+    recording.before_step()
+    optimizer.step()
+    _, ledger = recording.after_step()
+    assert ledger.row("right").gain == pytest.approx(
+        ledger.row("right").signal / float(x[1].var(0).mean().sqrt()), rel=1e-4
+    )
+    assert ledger.row("right").expected_gain > 0
+
+
 def test_a_step_whose_forward_was_not_seen_says_so():
     recording = Recording(deep(1, "relu"), ((normal(4, 20),), {}))
     with pytest.raises(RuntimeError, match="was not seen"):
@@ -34,9 +50,9 @@ def test_a_step_whose_forward_was_not_seen_says_so():
 
 def test_the_first_error_of_a_probe_is_kept_and_silences_the_rest():
     probes = GuardedProbes()
-    probes.stage_output(0, "no tensor")
+    probes.stage_output(0, 0, "no tensor")
     first = probes.error
-    probes.stage_output(1, normal(4, 3))
+    probes.stage_output(1, 1, normal(4, 3))
     assert isinstance(first, AttributeError)
     assert probes.error is first
     assert not probes.values

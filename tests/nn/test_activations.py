@@ -9,13 +9,14 @@ from torch import nn
 
 from gainstage.errors import BadInput
 from gainstage.nn import activation
-from gainstage.nn.activations import LEAKS, MODULES, SETTINGS, pointwise
-from gainstage.theory import KNOWN
+from gainstage.nn.activations import MODULES, SETTINGS, pointwise
+from gainstage.theory import KNOWN, lookup
+from gainstage.theory.activations import ALIASES
 from gainstage.theory.meanfield import composed, leaky_correlation
 from tests.tools import normal, quiet
 
 Z = torch.linspace(-8, 8, 161, dtype=torch.float64)
-NAMES = sorted({*KNOWN, *LEAKS})
+NAMES = sorted(KNOWN)
 VALUES = {"slope": 0.5, "alpha": 2.0, "channels": 4, "depth": 30, "similarity": 0.7}
 
 
@@ -23,6 +24,13 @@ VALUES = {"slope": 0.5, "alpha": 2.0, "channels": 4, "depth": 30, "similarity": 
 def test_the_module_computes_what_theory_knows(name):
     module = activation(name).eval().double()
     assert torch.allclose(module(Z).detach(), pointwise(name).function(Z), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*KNOWN, *ALIASES])
+def test_theory_and_modules_know_the_same_spellings(name):
+    spelling = name.replace("_", " ").upper()
+    assert pointwise(spelling) is lookup(spelling)
+    assert repr(activation(spelling)) == repr(activation(ALIASES.get(name, name)))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """Each matrix of a layer with its own fans, though several share one tensor."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
-from gainstage.nn.blocks import assign, blocks_of, fans_of
+from gainstage.nn.blocks import assign, blocks_of, fans_of, value_of
 from tests.tools import normal, quiet
 
 
@@ -69,15 +72,100 @@ def test_a_block_is_a_view_that_fills_the_layers_own_weight():
     assert layer.weight_ih_l0.detach()[:, 0].tolist() == [0.0] * 7 + [1.0] * 7 + [2.0] * 7
 
 
+def test_of_a_recurrent_layer_under_weight_norm_the_computed_matrices_count_not_lengths_and_directions():
+    for norm in (old(nn.utils.weight_norm), nn.utils.parametrizations.weight_norm):
+        layer = quiet(lambda norm=norm: norm(nn.LSTM(5, 7), "weight_hh_l0"))
+        found = [(block.parameter, tuple(block.weight.shape)) for block in blocks_of(layer)]
+        assert found == [("weight_ih_l0", (7, 5))] * 4 + [("weight_hh_l0", (7, 7))] * 4
+
+
+def old(wrap):
+    """A wrapper that torch has replaced by a parametrisation, without its warning."""
+
+    def wrapped(*arguments, **settings):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return wrap(*arguments, **settings)
+
+    return wrapped
+
+
 @pytest.mark.parametrize(
-    "wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.orthogonal, lambda m: m]
+    "wrap",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.orthogonal,
+        old(nn.utils.weight_norm),
+        lambda m: old(nn.utils.weight_norm)(m, dim=1),
+        lambda m: old(nn.utils.weight_norm)(m, dim=None),
+        lambda m: m,
+    ],
 )
-def test_parametrised_weights_are_set_through_their_parametrisation(wrap):
+def test_computed_weights_are_set_through_what_computes_them(wrap):
     layer = quiet(lambda: wrap(nn.Linear(4, 4)))
-    values = torch.linalg.qr(normal(4, 4))[0]
+    values, x = torch.linalg.qr(normal(4, 4))[0], normal(3, 4, seed=1)
     with torch.random.fork_rng(devices=[]):
-        assign(layer, "weight", values)
+        assert assign(layer, "weight", values)
     assert torch.allclose(layer.weight, values, atol=1e-5)
+    assert torch.allclose(value_of(layer, "weight"), values, atol=1e-5)
+    assert torch.allclose(layer(x), x @ values.T + layer.bias, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, old(nn.utils.weight_norm)])
+@pytest.mark.parametrize("build", [lambda: nn.Conv2d(3, 5, 2), lambda: nn.ConvTranspose1d(3, 5, 2)])
+def test_weight_norm_of_convolutions(wrap, build):
+    layer = quiet(lambda: wrap(build()))
+    values = normal(*layer.weight.shape)
+    assert assign(layer, "weight", values)
+    assert torch.allclose(layer.weight, values, atol=1e-5)
+
+
+class Symmetric(nn.Module):
+    """A parametrisation without an inverse."""
+
+    def forward(self, weight):
+        return weight + weight.T
+
+
+def symmetric(layer):
+    nn.utils.parametrize.register_parametrization(layer, "weight", Symmetric())
+    return layer
+
+
+def pruned(layer):
+    return prune.random_unstructured(layer, "weight", 0.5)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.utils.parametrizations.spectral_norm,
+        old(nn.utils.spectral_norm),
+        nn.utils.parametrizations.orthogonal,
+        symmetric,
+        pruned,
+    ],
+)
+def test_where_the_values_cannot_come_out_the_layer_stays_as_it_was(wrap):
+    layer = quiet(lambda: wrap(nn.Linear(4, 4)))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    with torch.random.fork_rng(devices=[]):
+        assert not assign(layer, "weight", normal(4, 4))
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_spectral_norm_does_not_iterate_when_it_is_only_looked_at():
+    layer = quiet(lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    blocks_of(layer)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+    assert layer.training
+    _ = layer.weight
+    assert not all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_a_layer_without_this_weight_has_no_value():
+    assert value_of(nn.Tanh(), "weight") is None
 
 
 def test_fans_of_a_module_without_one_weight_matrix_are_unknown():

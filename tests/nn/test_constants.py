@@ -47,6 +47,9 @@ def test_a_constant_fills_in_place():
         lambda: prior_bias_binary(1.0),
         lambda: mean_bias(torch.tensor([1, 2])),
         lambda: mean_bias(torch.empty(0)),
+        lambda: mean_bias(torch.tensor(1.0)),
+        lambda: mean_bias(torch.tensor([1.0, float("nan")])),
+        lambda: Constant(float("nan")),
     ],
 )
 def test_impossible_priors_get_one_sentence(action):

@@ -126,9 +126,44 @@ def test_an_initialiser_fills_a_parameter_in_place_without_a_gradient():
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_gets_the_numbers_of_single_precision_rounded(dtype, distribution):
-    single = fill(torch.empty(30, 30), 0.01, distribution, generator())
-    half = fill(torch.empty(30, 30, dtype=dtype), 0.01, distribution, generator())
-    assert torch.equal(half, single.to(dtype))
+    single = fill(torch.empty(300, 300), 0.01, distribution, generator())
+    half = fill(torch.empty(300, 300, dtype=dtype), 0.01, distribution, generator())
+    inside = single.to(dtype).abs() < 0.99 * single.abs().max()  # at the bound, rounding stops short of it
+    assert torch.equal(half[inside], single.to(dtype)[inside])
+    assert has_variance(half, 0.01)
+
+
+BOUNDS = {"uniform": math.sqrt(3), "truncated_normal": 2 / truncated_std()}
+
+
+@pytest.mark.parametrize("distribution", BOUNDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_no_rounding_leads_over_the_bound(dtype, distribution):
+    over = 0
+    for variance in (2e-10, 0.003, 0.01, 1 / 30, 0.3, 2 / 3, 1.0, 50.0):
+        bound = BOUNDS[distribution] * math.sqrt(variance)
+        weight = fill(torch.empty(200, 200, dtype=dtype), variance, distribution, generator())
+        assert float(weight.double().abs().max()) <= bound
+        assert float(weight.double().abs().max()) > 0.99 * bound or variance < 1e-9
+        over += float(torch.tensor(bound, dtype=dtype)) > bound
+    assert over or dtype == torch.float64, "somewhere plain rounding would have led over it"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_on_the_meta_device_there_is_nothing_to_draw(distribution, dtype):
+    weight, draws = torch.empty(3, 4, dtype=dtype, device="meta"), generator()
+    before = draws.get_state()
+    assert fill(weight, 1.0, distribution, draws) is weight
+    assert fill(weight, 1.0, distribution) is weight
+    assert torch.equal(draws.get_state(), before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_a_generator_of_another_device_draws_what_it_would_have_drawn_there(distribution):
+    there = fill(torch.empty(30, 30, device="cuda"), 1.0, distribution, generator())
+    assert torch.equal(there.cpu(), fill(torch.empty(30, 30), 1.0, distribution, generator()))
 
 
 def test_the_generator_decides_what_is_drawn():
@@ -167,9 +202,30 @@ def test_an_unknown_name_lists_the_known_ones():
     assert str(caught.value).split("known are: ")[1].split(", ") == list(PRESETS)
 
 
-def test_fill_refuses_an_unknown_distribution():
-    with pytest.raises(BadInput, match="no distribution is called 'unifrom'"):
-        fill(torch.empty(2, 2), 1.0, "unifrom", generator())
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(2, 2), 1.0, "unifrom"), "no distribution is called 'unifrom'"),
+        ((torch.zeros(2, 2), 0.0), "variance of weights must be positive and finite, got 0.0"),
+        ((torch.zeros(2, 2), -1.0, "uniform"), "variance of weights must be positive and finite, got -1.0"),
+        ((torch.zeros(2, 2), math.nan, "truncated_normal"), "variance of weights must be positive and finite, got nan"),
+        ((torch.zeros(2, 2), math.inf), "variance of weights must be positive and finite, got inf"),
+        ((torch.zeros(2, 2, dtype=torch.long), 1.0), "weights are floating-point numbers, got torch.int64"),
+        ((torch.zeros(2, 2), 1.0, "normal", 3), "give a torch.Generator, such as .*, not 3"),
+    ],
+    ids=lambda value: "" if isinstance(value, tuple) else value,
+)
+def test_fill_refuses_what_makes_no_sense_and_changes_nothing(arguments, message):
+    with pytest.raises(BadInput, match=message):
+        fill(*arguments)
+    assert not arguments[0].any()
+
+
+@pytest.mark.parametrize("fans", [Fans(0, 3), Fans(3, 0), Fans(-1, 3), Fans(math.nan, 3), Fans(3, math.inf)])
+@pytest.mark.parametrize("mode", ["fan_in", "fan_out", "fan_avg"])
+def test_fans_that_no_weight_has_are_refused(fans, mode):
+    with pytest.raises(BadInput, match="a weight needs fans of more than zero"):
+        VarianceScaling(1.0, mode)(torch.empty(3, 3), fans, generator())
 
 
 @pytest.mark.parametrize(

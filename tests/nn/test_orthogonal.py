@@ -49,11 +49,29 @@ def test_a_delta_orthogonal_convolution_keeps_the_norm_exactly(kernel):
     assert float(out.norm()) == pytest.approx(float(x.norm()), rel=1e-5)
 
 
+@pytest.mark.parametrize("initializer", [Orthogonal(), DeltaOrthogonal()])
+def test_on_the_meta_device_there_is_nothing_to_draw(initializer):
+    weight, draws = torch.empty(4, 4, 3, device="meta"), generator()
+    before = draws.get_state()
+    assert initializer(weight, generator=draws) is weight
+    assert torch.equal(draws.get_state(), before)
+
+
+@pytest.mark.parametrize("initializer", [Orthogonal(), DeltaOrthogonal()])
+def test_the_generator_decides_what_is_drawn(initializer):
+    first, again, other = (initializer(torch.empty(4, 4, 3), generator=generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 @pytest.mark.parametrize(
     ("action", "sentence"),
     [
         (lambda: Orthogonal(0.0), "gain must be positive"),
         (lambda: Orthogonal()(torch.empty(5)), "at least two dimensions"),
+        (lambda: Orthogonal()(torch.empty(5, 0)), "without entries"),
+        (lambda: Orthogonal()(torch.empty(5, 5, dtype=torch.long)), "floating-point numbers, got torch.int64"),
+        (lambda: Orthogonal()(torch.empty(5, 5), generator=3), "give a torch.Generator"),
         (lambda: DeltaOrthogonal()(torch.empty(4, 4, 2)), "even size has no centre tap"),
         (lambda: DeltaOrthogonal()(torch.empty(4, 8, 3)), "as many outputs as inputs"),
     ],

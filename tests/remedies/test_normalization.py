@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from gainstage.nn import insert_batch_norm
 from gainstage.program import Program
 from gainstage.remedies import CannotApply
 from gainstage.remedies.normalization import InsertBatchNormalization
-from tests.networks import deep
-from tests.remedies.test_base import treatment
+from tests.networks import Functional, Images, Residual, deep
+from tests.remedies.test_base import identity, treatment
 from tests.tools import blobs, normal, quiet
 
 
@@ -19,8 +20,7 @@ def program(model, data=None):
 def test_it_stands_in_front_of_each_hidden_activation_and_the_useless_bias_goes():
     sick = program(deep(2, "relu"))
     InsertBatchNormalization().apply(treatment(sick))
-    pair = sick.model.activation1
-    assert [type(m) for m in pair] == [nn.BatchNorm1d, nn.ReLU]
+    assert [type(m) for m in sick.model] == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2 + [nn.Linear]
     assert sick.model.hidden1.bias is None
     assert sick.model.output.bias is not None
 
@@ -38,18 +38,42 @@ def test_convolutions_get_the_normalisation_of_their_dimension():
 
     sick = program(quiet(network), (normal(16, 1, 8, 8), torch.arange(16) % 3))
     InsertBatchNormalization().apply(treatment(sick))
-    assert isinstance(sick.model[1][0], nn.BatchNorm2d)
+    assert isinstance(sick.model[1], nn.BatchNorm2d)
 
 
-def test_a_shared_activation_cannot_be_normalised_in_place():
-    shared = nn.Tanh()
-    sick = program(quiet(lambda: nn.Sequential(nn.Linear(20, 8), shared, nn.Linear(8, 8), shared, nn.Linear(8, 3))))
-    with pytest.raises(CannotApply, match="share one activation module"):
+@pytest.mark.parametrize("build", [Functional, Residual, lambda: Images(activations="shared")])
+@pytest.mark.parametrize("optimizer", [None, torch.optim.Adam])
+@pytest.mark.draws
+def test_networks_with_a_forward_of_their_own_are_treated_and_undone_exactly(build, optimizer):
+    model = quiet(build)
+    data = blobs() if not isinstance(model, Images) else (normal(64, 3, 7, 7), torch.arange(64) % 3)
+    sick = Program(model, nn.CrossEntropyLoss(), data, optimizer=optimizer and optimizer(model.parameters()))
+    before, wanted, remedy = identity(sick), treatment(sick), InsertBatchNormalization()
+    undo = remedy.apply(wanted)
+    assert remedy.changed(wanted.graph, treatment(sick).graph, wanted)
+    undo()
+    assert identity(sick) == before
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_it_puts_normalisation_where_insert_batch_norm_does():
+    sick, twin = program(quiet(Functional)), quiet(Functional)
+    InsertBatchNormalization().apply(treatment(sick))
+    assert repr(sick.model) == repr(insert_batch_norm(twin, data=blobs()))
+
+
+def test_what_it_refuses_leaves_the_network_as_it_was():
+    model = quiet(Functional)
+    model.first.normalization = "none"
+    sick = program(model)
+    before = identity(sick)
+    with pytest.raises(CannotApply, match="has something called normalization already"):
         InsertBatchNormalization().apply(treatment(sick))
+    assert identity(sick) == before
 
 
 def test_it_does_not_apply_twice():
     sick = program(deep(2, "relu"))
     InsertBatchNormalization().apply(treatment(sick))
-    with pytest.raises(CannotApply, match="normalised already"):
+    with pytest.raises(CannotApply, match="there is nothing to normalise"):
         InsertBatchNormalization().apply(treatment(sick))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gainstage.rules.chains import ERROR_DB, WARNING_DB, Fall, describe_fall, largest_fall, mean_decibels
+from gainstage.rules.chains import ERROR_DB, WARNING_DB, Fall, describe_fall, expected_fall, largest_fall
 
 LEVELS = st.lists(st.floats(-200, 50), min_size=2, max_size=20)
 
@@ -48,13 +48,22 @@ def test_a_sequence_that_ends_on_top_has_no_fall(values):
 
 
 def test_a_fall_is_described_with_its_slope_and_theory():
-    text = describe_fall(Fall(0, 4, 40.0), [0.3, 0.3, 0.3, 0.3])
-    assert text == "x0.01 (-40 dB) over 4 stages, -10.0 dB each; theory for these weights: -10.5 dB each"
-    assert "theory" not in describe_fall(Fall(0, 4, 40.0), [0.3, None, 0.3, 0.3])
-    assert describe_fall(Fall(0, 1, math.inf), []) == "to exactly zero"
+    expected = expected_fall([(0.3, 0.03)] * 4)
+    text = describe_fall(Fall(0, 4, 40.0), expected)
+    assert text == "x0.01 (-40 dB) over 4 stages, -10.0 dB each; theory for these weights: -10.5 dB each, 1.1 sigma off"
+    assert "sigma" not in describe_fall(Fall(0, 4, 40.0), expected, judged=False)
+    assert "theory" not in describe_fall(Fall(0, 4, 40.0), expected_fall([(0.3, 0.03), (None, None)]))
+    assert describe_fall(Fall(0, 1, math.inf), None) == "to exactly zero"
 
 
-def test_a_mean_over_unknown_gains_is_unknown():
-    assert mean_decibels([0.1, 0.1]) == pytest.approx(-20)
-    assert mean_decibels([0.1, None]) is None
-    assert mean_decibels([]) is None
+def test_errors_of_stages_add_up_as_squares():
+    one, four = expected_fall([(0.5, 0.05)]), expected_fall([(0.5, 0.05)] * 4)
+    assert four.size == pytest.approx(4 * one.size) == pytest.approx(4 * 20 * math.log10(0.5))
+    assert four.error == pytest.approx(2 * one.error)
+    assert one.error == pytest.approx(20 * math.log10(1.1), rel=0.06), "a tenth of the gain"
+
+
+def test_sigmas_need_an_error_and_unknown_gains_give_no_expectation():
+    assert expected_fall([(0.1, None)]).sigmas(Fall(0, 1, 20.0)) is None
+    assert expected_fall([(0.1, 0.01), (None, None)]) is None
+    assert expected_fall([]) is None

@@ -1,10 +1,12 @@
 """Stages and their relations, on graphs built by hand."""
 
-from gainstage.signal import NETWORK_INPUT, Graph, Operation, Stage
+from gainstage.signal import NETWORK_INPUT, Graph, Operation, Stage, trace
+from tests.networks import SqueezeExcitation, residual
+from tests.tools import normal, quiet
 
 
-def operation(index, name, kind, stage, inputs, shape=(8, 4)):
-    return Operation(index, name, kind, "", stage, inputs, (), {}, shape)
+def operation(index, name, kind, stage, inputs, shape=(8, 4), given=()):
+    return Operation(index, name, kind, "", stage, tuple((i, 0) for i in inputs), (), {}, given, shape=shape)
 
 
 def stage(index, source, skips=(), operations=None, module="a", call=0):
@@ -55,3 +57,49 @@ def test_coverage_counts_what_was_understood():
     graph = Graph(operations, (stage(0, NETWORK_INPUT, operations=operations),), 0)
     assert graph.coverage == "1 of 2 operations understood"
     assert graph.unknown == (operations[1],)
+
+
+def test_an_operation_takes_from_others_each_of_which_counts_once():
+    split = Operation(3, "mul", "multiply", "", 0, ((2, 0), (2, 1), (0, 0)), (), {})
+    assert split.inputs == (2, 0)
+
+
+def test_what_leaves_a_stage_last_is_what_another_stage_or_the_network_takes():
+    graph = trace(quiet(SqueezeExcitation), normal(4, 20))
+    names = [graph.operations[graph.leaving(stage.index)].name for stage in graph.stages]
+    assert names == ["relu", "relu", "mul", "linear"]
+    assert graph.leaving(NETWORK_INPUT) is None, "nothing stands in front of the first layer"
+
+
+def test_of_several_tensors_that_leave_the_latest_counts():
+    """h goes on to the second stage, relu(h) to the third."""
+    operations = (
+        operation(0, "linear", "layer", 0, (NETWORK_INPUT,)),
+        operation(1, "relu", "activation", 0, (0,)),
+        operation(2, "linear", "layer", 1, (1,)),
+        operation(3, "linear", "layer", 2, (0,)),
+        operation(4, "add", "add", 2, (2, 3)),
+    )
+    members = [operations[:2], operations[2:3], operations[3:]]
+    stages = tuple(stage(i, 0 if i else NETWORK_INPUT, operations=found) for i, found in enumerate(members))
+    graph = Graph(operations, stages, 2, outputs=(4,))
+    assert [graph.leaving(i) for i in range(3)] == [1, 2, 4]
+
+
+def test_a_stage_that_nothing_takes_from_has_nothing_that_leaves():
+    alone = operation(0, "linear", "layer", 0, (NETWORK_INPUT,))
+    assert Graph((alone,), (stage(0, NETWORK_INPUT, operations=(alone,)),), 0).leaving(0) is None
+
+
+def test_tensors_from_outside_belong_to_no_stage_whatever_their_number():
+    first = operation(0, "add", "add", NETWORK_INPUT, (NETWORK_INPUT, NETWORK_INPUT - 1))
+    layer = operation(1, "linear", "layer", 0, (0,))
+    graph = Graph((first, layer), (stage(0, NETWORK_INPUT, operations=(layer,)),), 0, outputs=(1,))
+    assert graph.leaving(NETWORK_INPUT) == 0
+    assert graph.leaving(0) == 1
+
+
+def test_the_output_of_a_residual_network_leaves_its_last_stage():
+    graph = trace(residual(), normal(4, 20))
+    assert graph.outputs == (graph.operations[-1].index,)
+    assert graph.leaving(graph.output_stage) == graph.outputs[0]

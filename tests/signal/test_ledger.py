@@ -45,3 +45,25 @@ def test_spans_read_as_people_write_them():
     rows = ledger().rows
     assert span_name(rows[:1]) == "stage first"
     assert span_name(rows) == "stages first to second"
+
+
+def test_standard_errors_count_how_far_a_gain_is_above_theory():
+    row = Row(0, "a", "", 4, gain=1.2, expected_gain=1.0, gain_error=0.1)
+    assert row.gain_sigmas == pytest.approx(2)
+    below = Row(0, "a", "", 4, backward_gain=0.7, expected_backward_gain=1.0, backward_gain_error=0.1)
+    assert below.backward_gain_sigmas == pytest.approx(-3)
+    assert row.backward_gain_sigmas is None
+
+
+@pytest.mark.parametrize("missing", ["gain", "expected_gain", "gain_error"])
+def test_without_one_of_the_three_there_is_no_count(missing):
+    known = {"gain": 1.2, "expected_gain": 1.0, "gain_error": 0.1}
+    assert Row(0, "a", "", 4, **{**known, missing: None}).gain_sigmas is None
+    assert Row(0, "a", "", 4, **{**known, "gain_error": 0.0}).gain_sigmas is None
+
+
+def test_a_signal_a_millionth_of_the_offset_is_rounding():
+    assert Row(0, "a", "", 4, signal=0.9e-6, offset=1.0).is_rounding
+    assert not Row(0, "a", "", 4, signal=1.1e-6, offset=1.0).is_rounding
+    assert not Row(0, "a", "", 4, signal=1e-9).is_rounding
+    assert not Row(0, "a", "", 4).is_rounding

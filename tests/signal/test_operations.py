@@ -9,7 +9,8 @@ from gainstage.theory import moments
 
 
 @pytest.mark.parametrize(
-    ("function", "name"), [(F.relu, "relu"), (torch.relu_, "relu"), (torch.Tensor.__iadd__, "iadd"), (torch.cat, "cat")]
+    ("function", "name"),
+    [(F.relu, "relu"), (torch.relu_, "relu"), (torch.Tensor.__iadd__, "iadd"), (torch.special.expit, "expit")],
 )
 def test_names_are_bare(function, name):
     assert ops.name_of(function) == name
@@ -30,6 +31,18 @@ def test_names_are_bare(function, name):
         ("cat", "join"),
         ("flatten", "reshape"),
         ("fft_rfft", "unknown"),
+        ("mean", "pool"),
+        ("lp_pool2d", "pool"),
+        ("where", "pointwise"),
+        ("gt", "pointwise"),
+        ("masked_fill", "pointwise"),
+        ("log_sigmoid", "pointwise"),
+        ("rms_norm", "normalization"),
+        ("feature_alpha_dropout", "dropout"),
+        ("scaled_dot_product_attention", "attention"),
+        ("pad", "reshape"),
+        ("neg", "multiply"),
+        ("rsub", "add"),
     ],
 )
 def test_kinds(name, kind):
@@ -38,7 +51,36 @@ def test_kinds(name, kind):
 
 def test_no_function_is_both_silent_and_meaningful():
     meaningful = ops.LAYERS | ops.NORMALIZATIONS | ops.RESHAPES | ops.ADDITIONS | ops.JOINS | set(ops.ACTIVATIONS)
-    assert not meaningful & ops.SILENT
+    assert not (meaningful | ops.POINTWISE | ops.PRODUCTS | ops.ATTENTIONS) & ops.SILENT
+
+
+def test_no_function_has_two_meanings():
+    families = [found for _, found in ops._VOCABULARY]
+    assert sum(map(len, families)) == len({name for names in families for name in names})
+
+
+@pytest.mark.parametrize("name", sorted(ops.POINTWISE - {"rtruediv"}))
+def test_pointwise_names_are_those_that_torch_gives_its_functions(name):
+    """rpow and the like are Tensor.__rpow__; what torch calls otherwise would never be met (F.logsigmoid is log_sigmoid)."""
+    places = (torch, torch.Tensor, F, torch.special)
+    spellings = (name, f"__{name}__", name.replace("log_s", "logs"))
+    found = [getattr(place, one) for place in places for one in spellings if hasattr(place, one)]
+    assert name in {ops.name_of(function) for function in found}
+
+
+def test_what_is_taken_number_by_number():
+    assert [ops.is_elementwise(kind) for kind in ("activation", "pointwise", "add", "multiply")] == [True] * 4
+    assert not any(ops.is_elementwise(kind) for kind in ("layer", "softmax", "pool", "join", "reshape", "unknown"))
+    assert ops.COMPARISONS < ops.POINTWISE
+
+
+def test_only_functions_that_are_zero_on_one_side_let_units_die():
+    assert set(ops.RECTIFIERS) < set(ops.ACTIVATIONS)
+    for name in ops.ACTIVATIONS:
+        activation = ops.activation_of(name, {})
+        if activation is not None:
+            below = activation.function(torch.linspace(-9, -1, 9, dtype=torch.float64))
+            assert (name in ops.RECTIFIERS) == bool((below == 0).all()) or name in ("hardsigmoid", "hardswish"), name
 
 
 @pytest.mark.parametrize(

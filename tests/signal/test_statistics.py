@@ -96,3 +96,78 @@ def test_a_channel_is_dead_when_it_is_zero_at_every_position():
 def test_saturated_share_counts_both_flat_sides():
     before = torch.tensor([[-5.0, -1.0, 0.0, 2.0], [3.0, 0.5, -3.0, 1.0]])
     assert float(statistics.saturated_share(before, (-2.0, 2.5))) == pytest.approx(3 / 8)
+
+
+def slow_gaps(x, step, axis):
+    """Half mean squared differences of values `step` apart along one axis, in one sample and over all pairs of two."""
+    one, other = (
+        (x, x) if step == 0 else (x.narrow(axis, 0, x.shape[axis] - step), x.narrow(axis, step, x.shape[axis] - step))
+    )
+    level = float(x.double().square().mean())
+    pairs = [(i, j) for i in range(len(x)) for j in range(len(x)) if i != j]
+    within = float((one.double() * other.double()).mean())
+    across = sum(float((one[i].double() * other[j].double()).mean()) for i, j in pairs) / len(pairs)
+    return level - within, level - across
+
+
+def test_gaps_of_positions_match_the_definition():
+    x = normal(5, 3, 9).cumsum(2) + normal(1, 3, 9, seed=1)
+    gaps = statistics.position_gaps(x, 5)
+    for column, step in enumerate((0, 1, 2, 4)):
+        assert gaps[:, column].tolist() == pytest.approx(slow_gaps(x, step, 2), rel=1e-4, abs=1e-4)
+
+
+def test_gaps_are_the_mean_over_the_axes():
+    x = normal(6, 2, 8, 8).cumsum(3)
+    gaps = statistics.position_gaps(x, 3)
+    mean = [sum(pair) / 2 for pair in zip(slow_gaps(x, 1, 2), slow_gaps(x, 1, 3), strict=True)]
+    assert gaps[:, 1].tolist() == pytest.approx(mean, rel=1e-3)
+    assert gaps[:, 1].tolist() != pytest.approx(slow_gaps(x, 1, 3), rel=0.1)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 6), (4, 2, 3, 4)])
+def test_gaps_of_any_two_positions_match_the_definition(shape):
+    """Within a sample of any two different positions, across two samples of any two."""
+    x = normal(*shape).cumsum(-1) + 1
+    values, (n, places) = x.double().flatten(2), (shape[0], x.flatten(2).shape[2])
+    level = float(values.square().mean())
+    one = [
+        (values[i, :, p] * values[i, :, q]).mean()
+        for i in range(n)
+        for p in range(places)
+        for q in range(places)
+        if p != q
+    ]
+    two = [(values[i].sum(1) * values[j].sum(1)).mean() / places**2 for i in range(n) for j in range(n) if i != j]
+    expected = [level - float(sum(one)) / len(one), level - float(sum(two)) / len(two)]
+    assert statistics.far_gaps(x).tolist() == pytest.approx(expected, rel=1e-3)
+    assert statistics.position_gaps(x, 4)[:, -1].tolist() == pytest.approx(expected, rel=1e-3)
+    all_pairs = level - float(sum(one) + (values.square().mean(1)).sum()) / (n * places**2)
+    assert statistics.far_gaps(x)[0].item() != pytest.approx(all_pairs, rel=0.01), "with each position and itself"
+
+
+def test_gaps_of_one_position_or_none_are_those_of_samples():
+    for x in (normal(6, 4), normal(6, 4, 1, 1)):
+        signal, _ = statistics.signal_and_offset(x)
+        gaps = statistics.position_gaps(x if x.ndim > 2 else x[:, :, None], 3)
+        assert gaps[0].tolist() == pytest.approx([0] * 3, abs=1e-6)
+        assert gaps[1].tolist() == pytest.approx([float(signal)] * 3, rel=1e-4)
+
+
+def test_the_spread_of_channels_is_the_sampling_variance_of_their_mean_power():
+    """Of many draws of 40 channels, each with a power of its own: chi^2 of one degree of freedom, relative variance 2."""
+    powers = normal(4000, 40).double().square()
+    estimates = torch.stack([statistics.relative_variance(one, 0, 40) for one in powers[:500]])
+    means = powers.mean(1)
+    # sampling: 4000 draws know a variance to sqrt(2/4000) = 2 %, and the estimates are biased by about 1/40 times ten
+    assert float(estimates.mean()) == pytest.approx(float(means.var()), rel=0.15)
+    assert float(means.var()) == pytest.approx(2 / 40, rel=0.1)
+
+
+def test_positions_of_a_channel_are_averaged_before_channels_are_compared():
+    powers = normal(40).square()[:, None].expand(40, 25)
+    one = statistics.relative_variance(powers[:, 0], 0, 40)
+    assert float(statistics.relative_variance(powers, 0, 40)) == pytest.approx(float(one))
+    assert float(statistics.relative_variance(powers.flatten(), 0, 40)) == pytest.approx(float(one))
+    assert float(statistics.relative_variance(powers.T.reshape(-1), -1, 40)) == pytest.approx(float(one))
+    assert float(statistics.relative_variance(powers.flatten(), 0, 1000)) < float(one) / 10, "each position a draw"

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from gainstage.signal import NETWORK_INPUT, trace
 from gainstage.signal.trace import Tracer
-from tests.networks import Convolutional, Functional, deep, residual
+from tests.networks import Convolutional, Function, Functional, SharedBlocks, Tokens, TwoInputs, deep, residual
 from tests.tools import normal, quiet
 
 
@@ -173,3 +173,153 @@ def test_noise_drawn_inside_the_network_is_its_input():
             return self.layer(torch.randn(size, 8))
 
     assert len(trace(quiet(Generator), 4).stages) == 1
+
+
+def operations_of(function, x=None):
+    """The operations behind a layer."""
+    model = nn.Sequential(quiet(lambda: nn.Linear(20, 8)), Function(function))
+    return trace(model, normal(4, 20) if x is None else x).operations[1:]
+
+
+def test_which_output_of_an_operation_is_taken_is_kept():
+    chunk, sigmoid, product = operations_of(lambda z: (lambda a, b: a * torch.sigmoid(b))(*z.chunk(2, 1)))
+    assert (chunk.outputs, chunk.shape) == (2, (4, 4))
+    assert sigmoid.sources == ((chunk.index, 1),)
+    assert product.sources == ((chunk.index, 0), (sigmoid.index, 0))
+    assert product.inputs == (chunk.index, sigmoid.index)
+    assert product.sizes == (16, 16)
+    assert product.given == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("share", "parts"),
+    [
+        (lambda z: z.split(3, 1), 3),
+        (lambda z: z.unbind(1), 8),
+        (lambda z: torch.tensor_split(z, 2, 1), 2),
+        (torch.var_mean, 2),
+    ],
+)
+def test_operations_with_several_outputs(share, parts):
+    first, last = operations_of(lambda z: share(z)[-1] * 2)
+    assert first.outputs == parts
+    assert last.sources == ((first.index, parts - 1),)
+
+
+def test_calls_are_kept_with_slots_for_what_carries_signal():
+    twice, power, mask, chosen = operations_of(lambda z: torch.where((z * 2) ** 3 > 0, z, -1.0))
+    z = torch.tensor([-2.0, 3.0])
+    assert torch.equal(twice.call([z]), 2 * z)
+    assert torch.equal(power.call([z]), z**3)
+    assert torch.equal(mask.call([z]), z > 0)
+    assert torch.equal(chosen.call([z > 0, z]), torch.tensor([-1.0, 3.0]))
+    assert [op.kind for op in (twice, power, mask, chosen)] == ["multiply", "pointwise", "pointwise", "pointwise"]
+
+
+def test_a_tensor_that_is_taken_twice_is_one_source():
+    (square,) = operations_of(lambda z: z * z)
+    assert square.sources == ((0, 0),)
+    assert torch.equal(square.call([torch.tensor(3.0)]), torch.tensor(9.0))
+
+
+def test_constants_are_counted_and_single_numbers_are_not():
+    scale, shift, number = operations_of(lambda z: (z * torch.arange(8.0) + torch.ones(8)) * torch.tensor(3.0))
+    assert [op.constants for op in (scale, shift, number)] == [1, 1, 0]
+    assert [op.call is None for op in (scale, shift, number)] == [True, True, False]
+    assert float(number.call([torch.tensor(2.0)])) == 6
+
+
+def test_a_parameter_of_one_number_is_a_constant_and_no_number():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.gate = nn.Linear(20, 8), nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            return self.layer(x) * self.gate
+
+    product = trace(quiet(Gated), normal(4, 20)).operations[1]
+    assert (product.constants, product.call, product.parameters) == (1, None, ("gate",))
+
+
+def test_masks_are_operations_where_they_compare_fractions_and_none_where_they_compare_integers():
+    assert [op.name for op in operations_of(lambda z: z * (z > 0))] == ["gt", "mul"]
+    words = trace(quiet(Tokens), torch.arange(60).reshape(20, 3) % 11)
+    assert "ne" not in [op.name for op in words.operations]
+    assert [op.name for op in words.operations if op.kind == "layer"] == ["linear", "linear"]
+
+
+def test_what_is_written_into_a_tensor_makes_it_another_one():
+    def cleared(z):
+        z = z.clone()
+        z[:, :3] = 0
+        return torch.relu(z)
+
+    clone, written, relu = operations_of(cleared)
+    assert [written.name, written.kind, written.shape] == ["setitem", "unknown", (4, 8)]
+    assert written.sources == ((clone.index, 0),)
+    assert relu.sources == ((written.index, 0),)
+
+
+def test_what_is_written_into_a_fresh_tensor_carries_signal_on():
+    def copied(z):
+        h = torch.zeros(4, 8)
+        h[:] = z
+        return h * 2
+
+    written, product = operations_of(copied)
+    assert (written.name, product.sources) == ("setitem", ((written.index, 0),))
+
+
+def test_each_input_has_a_number_of_its_own():
+    x = normal(4, 20), normal(4, 12)
+    graph = trace(quiet(TwoInputs), x)
+    assert [stage.layer.inputs for stage in graph.stages[:2]] == [(NETWORK_INPUT,), (NETWORK_INPUT - 1,)]
+    assert [stage.source for stage in graph.stages[:2]] == [NETWORK_INPUT] * 2
+    by_name = trace(quiet(TwoInputs), {"right": x[1], "left": x[0]})
+    assert [stage.layer.inputs for stage in by_name.stages[:2]] == [(NETWORK_INPUT - 1,), (NETWORK_INPUT,)]
+
+
+def test_the_outputs_are_the_operations_that_made_what_comes_out():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(20, 3), nn.Linear(20, 2)
+
+        def forward(self, x):
+            return {"a": self.first(x), "b": [torch.relu(self.second(x)), x]}
+
+    graph = trace(quiet(Heads), normal(4, 20))
+    assert graph.outputs == (0, 2, NETWORK_INPUT)
+    assert graph.output_stage == 1
+
+
+def test_a_layer_knows_its_weights_name_and_shares_it_where_it_runs_again():
+    graph = trace(quiet(SharedBlocks), normal(4, 64))
+    assert [stage.layer.weight for stage in graph.stages][:4] == [
+        "stem.weight",
+        "first.weight",
+        "second.weight",
+        "first.weight",
+    ]
+    normed = quiet(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(20, 8)))
+    assert trace(normed, normal(4, 20)).stages[0].layer.weight == ""
+
+
+def test_settings_name_positional_arguments_and_the_kernel():
+    graph = trace(quiet(lambda: nn.Sequential(nn.Conv2d(1, 4, (3, 5), 2, 1), nn.MaxPool2d(2, 1))), normal(4, 1, 9, 9))
+    convolution, pool = graph.operations
+    assert convolution.settings["kernel"] == (3, 5)
+    assert (convolution.settings["stride"], convolution.settings["padding"]) == ((2, 2), (1, 1))
+    assert (pool.settings["kernel_size"], pool.settings["stride"]) == (2, 1)
+    norm = operations_of(nn.LayerNorm(8))[0]
+    assert norm.settings["normalized_shape"] == (8,)
+
+
+@pytest.mark.parametrize("build", [lambda: deep(2, "prelu"), Convolutional], ids=["prelu", "convolutional"])
+def test_a_graph_needs_no_numbers(build):
+    model = quiet(build).to("meta")
+    x = torch.empty(4, *((1, 8, 8) if isinstance(model, Convolutional) else (20,)), device="meta")
+    graph = trace(model, x)
+    assert not graph.unknown
+    assert described(graph) == described(trace(quiet(build), torch.zeros(x.shape)))

@@ -10,6 +10,7 @@ from torch import nn
 
 import gainstage as gs
 from gainstage.errors import BadInput
+from gainstage.signal import measure, predict
 from gainstage.signal.untouched import untouched
 from tests.networks import Convolutional, Fails, deep
 from tests.tools import blobs, normal, quiet, random_states, same_states
@@ -109,6 +110,23 @@ def test_a_check_leaves_everything_as_it_was(build, level):
     before = snapshot(model)
     gs.check(model, nn.CrossEntropyLoss(), IMAGES, level=level)
     assert differences(before, snapshot(model)) == []
+
+
+@pytest.mark.parametrize("build", CASES)
+def test_a_prediction_leaves_everything_as_it_was(build):
+    model = build()
+    before = snapshot(model)
+    predict(model, IMAGES[0])
+    assert differences(before, snapshot(model)) == []
+
+
+def test_the_networks_inputs_and_their_gradients_are_left_alone():
+    x = normal(32, 1, 8, 8).requires_grad_()
+    kept, version = x.detach().clone(), x._version
+    predict(quiet(Convolutional), x)
+    measure(quiet(Convolutional), nn.CrossEntropyLoss(), (x, IMAGES[1]))
+    assert torch.equal(x, kept)
+    assert (x.grad, x._version, x._backward_hooks) == (None, version, None)
 
 
 @pytest.mark.draws

@@ -25,6 +25,8 @@ FORMULAS = {
     "tanh": lambda z: (torch.exp(z) - torch.exp(-z)) / (torch.exp(z) + torch.exp(-z)),
     "relu": leaky(0),
     "leaky_relu": leaky(0.01),
+    "huge_leaky_relu": leaky(0.2),
+    "keras_leaky_relu": leaky(0.3),
     "rrelu": leaky(11 / 48),
     "prelu": leaky(0.25),
     "elu": lambda z: torch.where(z > 0, z, torch.exp(z) - 1),
@@ -133,6 +135,16 @@ def test_leaky_relu_takes_its_slope():
         ("hard_sigmoid", "hardsigmoid"),
         ("Hard-Tanh", "hardtanh"),
         ("Hardswish", "hardswish"),
+        ("hard_silu", "hardswish"),
+        ("huge leaky ReLU", "huge_leaky_relu"),
+        ("Keras leaky ReLU", "keras_leaky_relu"),
+        ("scaled_elu", "selu"),
+        ("Scaled ELU", "selu"),
+        ("randomized leaky ReLU", "rrelu"),
+        ("randomised leaky ReLU", "rrelu"),
+        ("parametric leaky ReLU", "prelu"),
+        ("Parametric ReLU", "prelu"),
+        ("leaky (ReLU)", "leaky_relu"),
     ],
 )
 def test_spellings_of_torch_keras_and_the_chapter(spelling, name):
@@ -143,7 +155,12 @@ def test_the_class_name_of_torchs_leaky_relu_is_a_spelling():
     assert lookup("LeakyReLU") is KNOWN["leaky_relu"]
 
 
-@pytest.mark.parametrize("name", ["rleu", "", "softmax"])
+def test_every_alias_means_another_name_and_none_hides_one():
+    assert set(ALIASES.values()) <= set(KNOWN)
+    assert not set(ALIASES) & set(KNOWN)
+
+
+@pytest.mark.parametrize("name", ["rleu", "", "softmax", "huge relu"])
 def test_an_unknown_name_lists_all_known_ones(name):
     with pytest.raises(BadInput, match="no activation is called") as caught:
         lookup(name)
@@ -154,8 +171,10 @@ def test_an_unknown_name_lists_all_known_ones(name):
 
 def test_canonical_name_knows_only_what_it_is_given():
     assert canonical_name("Swish", ["silu"]) == "silu"
-    with pytest.raises(BadInput, match="no activation is called 'relu'"):
+    with pytest.raises(BadInput, match=r"no activation is called 'relu'; known are: silu, swish$"):
         canonical_name("relu", ["silu"])
+    with pytest.raises(BadInput, match="no activation is called 'linear'"):
+        canonical_name("linear", ["silu"])
 
 
 def test_functions_with_settings_are_activations_too():

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from gainstage.errors import BadInput
 from gainstage.theory import (
     Activation,
     depth_scale,
+    finite_moments,
     leaky_relu,
     lookup,
     moments,
@@ -19,7 +21,7 @@ from gainstage.theory import (
     signal_power,
     stationary_level,
 )
-from gainstage.theory.moments import level_after
+from gainstage.theory.moments import level_after, pair_moments
 from tests.tools import normal
 
 PROPERTY = settings(derandomize=True, database=None, deadline=None, max_examples=40)
@@ -240,3 +242,79 @@ def test_moments_are_the_same_in_any_grad_mode():
     with torch.no_grad():
         inside = moments(own, 1.0)
     assert inside.slope == pytest.approx(moments(lookup("gelu"), 1.0).slope)
+
+
+BATCHES = 200
+
+
+def pairs(activation, q, gap, mean):
+    """(power, excess) of f(z1) - f(z2) in each of many batches of samples."""
+    common = math.sqrt(q - gap / 2) * normal(BATCHES, SAMPLES // BATCHES, seed=1).double() + mean
+    half = math.sqrt(gap / 2) * normal(BATCHES, SAMPLES // BATCHES, seed=2).double()
+    square = (activation.function(common + half) - activation.function(common - half)).square()
+    power, fourth = square.mean(1), square.square().mean(1)
+    # about the mean of all, which is known ten times better: a batch's own square would be biased
+    return power / 2, fourth / square.mean() ** 2 - 2 * power / square.mean() + 1
+
+
+def within_errors(found, measured, sigmas=4.0):
+    deviations = [
+        abs(float(m.mean()) - f) / float(m.std()) * BATCHES**0.5 for f, m in zip(found, measured, strict=True)
+    ]
+    return max(deviations) < sigmas
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "gelu", "selu"])
+@pytest.mark.parametrize(("q", "gap", "mean"), [(1.0, 0.2, 0.0), (2.0, 2.0, 0.7), (2.0, 3.0, -0.7), (0.5, 1e-4, 1.0)])
+def test_power_and_excess_of_a_difference_agree_with_samples(name, q, gap, mean):
+    activation = lookup(name)
+    measured = pairs(activation, q, gap, mean)
+    found = pair_moments(activation, q, gap, mean)
+    assert within_errors(found, measured)
+    assert not within_errors((2 * found[0], found[1]), measured), "half forgotten"
+    assert not within_errors((found[0], found[1] + 1), measured), "the square of the mean left in"
+    assert not within_errors(pair_moments(activation, q, gap, mean + 0.5), measured), "another mean"
+    assert not within_errors(pair_moments(activation, q, gap / 2, mean), measured), "another gap"
+
+
+@pytest.mark.parametrize("gap", [1e-6, 0.5, 2.0, 4.0])
+def test_a_gaussian_difference_has_the_excess_of_a_chi_squared_number(gap):
+    assert pair_moments(lookup("identity"), 2.0, gap) == pytest.approx((gap, 2.0), rel=1e-9)
+
+
+def test_relus_difference_of_samples_nearly_alike_has_the_excess_of_a_halved_one():
+    """Half of the units are silent: E d^4 / (E d^2)^2 = 3 * 2 (Hanin & Rolnick 2018)."""
+    power, excess = pair_moments(lookup("relu"), 1.0, 1e-8)
+    assert power == pytest.approx(0.5e-8, rel=1e-3)
+    assert excess == pytest.approx(5.0, rel=1e-3)
+    assert pair_moments(lookup("relu"), 1.0, 1.0)[1] < 4.0, "samples that are not alike seldom are silent together"
+
+
+def test_a_difference_of_nothing_is_nothing_and_none_is_larger_than_that_of_opposites():
+    for gap in (0.0, -1e-9):
+        assert pair_moments(lookup("tanh"), 1.0, gap) == (0.0, 0.0)
+    assert pair_moments(lookup("tanh"), 1.0, 2.5) == pair_moments(lookup("tanh"), 1.0, 2.0)
+    power, _ = pair_moments(lookup("tanh"), 1.0, 2.0)
+    assert power == pytest.approx(2 * moments(lookup("tanh"), 1.0).second, rel=1e-3), "f(-z) = -f(z)"
+    assert pair_moments(Activation("constant", torch.ones_like, "other"), 1.0, 0.5) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["tanh", "gelu", "relu"])
+@pytest.mark.parametrize("mean", [-1.0, 0.3, 5.0])
+def test_moments_around_a_mean_are_those_of_the_shifted_function(name, mean):
+    function = lookup(name).function
+    shifted = moments(Activation("shifted", lambda z: function(z + mean), "other"), 1.7)
+    found = moments(lookup(name), 1.7, mean)
+    for quantity in ("mean", "second", "slope", "fourth"):
+        assert getattr(found, quantity) == pytest.approx(getattr(shifted, quantity), rel=1e-6)
+    assert found.second != pytest.approx(moments(lookup(name), 1.7).second, rel=1e-2)
+
+
+@pytest.mark.parametrize("function", [torch.log, torch.zeros_like, torch.sqrt, lambda z: z * math.nan])
+def test_no_weights_fit_a_function_that_is_not_finite_or_nothing_but_zero(function):
+    with pytest.raises(BadInput, match=r"the activation odd is not finite and non-zero .* of variance 2"):
+        finite_moments(Activation("odd", function, "other"), 2.0)
+
+
+def test_finite_moments_are_the_moments():
+    assert finite_moments(lookup("gelu"), 0.7) == moments(lookup("gelu"), 0.7)

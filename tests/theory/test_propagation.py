@@ -1,254 +1,268 @@
-"""Levels through one operation, against wide random layers measured unit by unit.
-
-The samples are built with exact inner products, so that the pre-activations of Gaussian weights are exactly jointly
-Gaussian and every unit is an independent draw: tolerances are standard errors over the units.
-"""
+"""Fields through one operation, against real layers and tensors of many independent units, measured unit by unit."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from gainstage.theory import (
-    Level,
-    decibels,
-    gradient_gain,
-    lookup,
-    moments,
-    through_activation,
-    through_batch_norm,
+from gainstage.theory import Slot, field, lookup, moments, pointwise
+from gainstage.theory.propagation import (
+    composed,
+    evaluated,
+    slopes,
+    through_alpha_dropout,
     through_dropout,
+    through_function,
     through_layer,
-    through_layer_norm,
+    through_product,
+    through_scale,
+    through_shift,
 )
-from tests.tools import generator, normal, quiet
+from gainstage.theory.spatial import Axis, coverage
+from tests.theory.fields import FLAT, PIXELS, SWAPPABLE, UNITS, agree, drawn, exact, images, moments_of, step
+from tests.tools import normal, quiet
 
-SAMPLES, FEATURES, UNITS = 4, 64, 20_000
-GIVEN = Level(signal=1.5, offset=2.5)
-
-
-def inputs(level):
-    """(SAMPLES, FEATURES): mean square signal + offset in each sample, mean product `offset` between two."""
-    directions = torch.linalg.qr(normal(FEATURES, SAMPLES + 1).double()).Q.T * math.sqrt(FEATURES)
-    return math.sqrt(level.offset) * directions[0] + math.sqrt(level.signal) * directions[1:]
-
-
-def gaussian(level, samples=SAMPLES, units=UNITS):
-    """(samples, units) of Gaussian values: a share that all samples of a unit have in common, and one of their own."""
-    common, own = normal(1, units, seed=1).double(), normal(samples, units, seed=2).double()
-    return math.sqrt(level.offset) * common + math.sqrt(level.signal) * own
+PROPERTY = settings(derandomize=True, database=None, deadline=None, max_examples=30)
+CHANNELS, TAPS = 64, 3
+GAUSSIAN = replace(PIXELS, mean=0.7, gaussian=True)
+MEANT = replace(FLAT, mean=0.7, gaussian=True)
+SWAPPED = field(FLAT.offset, FLAT.signal)
 
 
-def agree(values, level, sigmas=4.0):
-    """The signal and the offset of (samples, units) equal `level`, within `sigmas` standard errors over the units."""
-    signal = values.var(0)
-    offset = values.square().mean(0) - signal
-    return all(
-        abs(float(found.mean()) - expected) < sigmas * float(found.std()) / found.numel() ** 0.5
-        for found, expected in ((signal, level.signal), (offset, level.offset))
-    )
+def linear_layer():
+    """Outputs of a layer with weights of standard deviation 0.3 and biases 0.5 +- 2."""
+    weight, bias = 0.3 * normal(UNITS, CHANNELS, seed=3).double(), 0.5 + 2 * normal(UNITS, seed=4).double()
+    return F.linear(exact(FLAT, CHANNELS), weight, bias)
 
 
-def random_layer(weight_std, bias_std=0.0, level=GIVEN):
-    weight = weight_std * normal(UNITS, FEATURES, seed=3).double()
-    return inputs(level) @ weight.T + bias_std * normal(UNITS, seed=4).double()
-
-
-def test_total_is_signal_and_offset():
-    assert GIVEN.total == 4.0
-
-
-def test_a_layer_multiplies_powers_and_adds_its_bias_to_the_offset():
-    values = random_layer(weight_std=0.3, bias_std=2.0)
-    assert agree(values, through_layer(GIVEN, FEATURES, 0.3**2, 2.0**2))
+def test_a_layer_multiplies_powers_and_adds_its_bias_to_the_level_alone():
+    found = through_layer(FLAT, CHANNELS, 0.09, 4.25, 0.5)
+    assert agree(linear_layer(), found)
+    assert found.gaussian
+    assert (found.signal, found.offset) == pytest.approx((CHANNELS * 0.09 * 1.5, CHANNELS * 0.09 * 2.5 + 4.25))
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        through_layer(GIVEN, UNITS, 0.3**2, 2.0**2),
-        through_layer(GIVEN, FEATURES, 0.3, 2.0**2),
-        through_layer(GIVEN, FEATURES, 0.3**2, 2.0),
-        through_layer(GIVEN, FEATURES, 0.3**2),
-        through_layer(Level(GIVEN.offset, GIVEN.signal), FEATURES, 0.3**2, 2.0**2),
+        through_layer(FLAT, UNITS, 0.09, 4.25, 0.5),
+        through_layer(FLAT, CHANNELS, 0.3, 4.25, 0.5),
+        through_layer(FLAT, CHANNELS, 0.09, 2.0, 0.5),
+        through_layer(FLAT, CHANNELS, 0.09, 0.0, 0.5),
+        through_layer(FLAT, CHANNELS, 0.09, 4.25, 0.0),
+        through_layer(SWAPPED, CHANNELS, 0.09, 4.25, 0.5),
+        through_layer(field(1.5 + 4.25, 2.5), CHANNELS, 0.09, 0.0, 0.5),
     ],
-    ids=["fan_out", "weight std", "bias std", "no bias", "signal and offset swapped"],
+    ids=["fan_out", "weight std", "bias std", "no bias", "no bias mean", "signal for offset", "bias in the signal"],
 )
-def test_a_random_layer_rejects_a_wrong_prediction(wrong):
-    assert not agree(random_layer(weight_std=0.3, bias_std=2.0), wrong)
+def test_a_real_layer_rejects_a_wrong_prediction(wrong):
+    assert not agree(linear_layer(), wrong)
 
 
-@pytest.mark.parametrize("name", ["identity", "relu", "tanh", "gelu", "selu", "logistic", "relu6"])
-@pytest.mark.parametrize("level", [GIVEN, Level(0.6, 0.0), Level(0.01, 1.0)], ids=str)
-def test_an_activation_behind_a_random_layer(name, level):
-    values = lookup(name).function(random_layer(FEATURES**-0.5, level=level))
-    assert agree(values, through_activation(level, lookup(name)))
+def convolved(given, side=16, **options):
+    weight = 0.1 * normal(8000, CHANNELS, TAPS, seed=5).double()
+    return F.conv1d(exact(given, CHANNELS, 3, (side,)), weight, **options)
 
 
-@pytest.mark.parametrize("name", ["relu", "tanh", "gelu", "logistic"])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (3, 1), (1, 2)])
+def test_a_convolution_keeps_the_gaps_and_its_stride_widens_them(stride, dilation):
+    values = convolved(PIXELS, stride=stride, dilation=dilation)
+    assert agree(values, through_layer(PIXELS, CHANNELS * TAPS, 0.01, stride=stride), far=False)
+    assert not agree(values, through_layer(PIXELS, CHANNELS * TAPS, 0.01, stride=3 - min(stride, 2)), far=False)
+    assert not agree(values, through_layer(PIXELS, CHANNELS, 0.01, stride=stride), far=False), "the taps forgotten"
+
+
+@pytest.mark.parametrize(("padding", "stride", "dilation"), [(1, 1, 1), (2, 2, 1), (2, 1, 2)])
+@pytest.mark.parametrize("given", [PIXELS, SWAPPABLE], ids=["neighbours alike", "all alike"])
+def test_taps_on_the_padding_see_nothing(given, padding, stride, dilation):
+    values = convolved(given, padding=padding, stride=stride, dilation=dilation)
+    covered = coverage((Axis(16, values.shape[-1], TAPS, stride, padding, dilation),), 5)
+
+    def predicted(covered):
+        return through_layer(given, CHANNELS * TAPS, 0.01, stride=stride, coverage=covered)
+
+    assert agree(values, predicted(covered), far=False)
+    assert not agree(values, predicted(()), far=False), "padding forgotten"
+    assert not agree(values, predicted((covered[0],) * 5), far=False), "the same for any two positions"
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (4, 2), (3, 2), (3, 3)])
+def test_a_transposed_convolution_makes_positions_that_share_no_tap_unlike(kernel, stride):
+    weight = 0.1 * normal(CHANNELS, 8000, kernel, seed=5).double()
+    values = F.conv_transpose1d(exact(PIXELS, CHANNELS, 3, (8,)), weight, stride=stride)
+    border = kernel - stride
+    values = values[..., border : border + (values.shape[-1] - 2 * border) // stride * stride]
+    fan_in = CHANNELS * kernel / stride
+    assert agree(values, through_layer(PIXELS, fan_in, 0.01, upsampling=(stride, 1)), far=False)
+    assert not agree(values, through_layer(PIXELS, fan_in, 0.01), far=False), "as if not transposed"
+    assert not agree(values, through_layer(PIXELS, CHANNELS * kernel, 0.01, upsampling=(stride, 1)), far=False), (
+        "fan_in"
+    )
+
+
+FUNCTIONS = ["relu", "tanh", "gelu", "selu", "logistic", "relu6", "identity"]
+GIVEN = [(GAUSSIAN, (8,)), (MEANT, ()), (replace(field(0.01, 1.0), mean=-0.5, gaussian=True), ())]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(("given", "sides"), GIVEN, ids=["positions", "flat", "nearly alike"])
+def test_a_function_of_gaussian_values_around_any_mean(name, given, sides):
+    values = lookup(name).function(drawn(given, 4, sides))
+    found = through_function(given, pointwise(lookup(name).function))
+    assert agree(values, found, far=False)
+    assert found.gaussian is False
+    assert found.pre is given
+
+
+@pytest.mark.parametrize("name", FUNCTIONS[:-1])
 @pytest.mark.parametrize(
     "mutant",
     [
-        lambda level, f: through_activation(Level(level.total, 0.0), f),
-        lambda level, f: through_activation(Level(level.signal, 0.0), f),
-        lambda level, f: through_activation(Level(level.signal**0.5, level.offset**0.5), f),
-        lambda level, f: Level(level.signal * moments(f, level.total).slope, through_activation(level, f).offset),
+        lambda given, f: through_function(replace(given, mean=0.0), f),
+        lambda given, f: through_function(replace(given, level=given.level + given.mean**2), f),
+        lambda given, f: through_function(replace(given, gaps=given.gaps * 1.2), f),
+        lambda given, f: replace(through_function(given, f), gaps=given.gaps * slopes(given, f).slope),
+        lambda given, f: replace(through_function(given, f), mean=0.0),
     ],
-    ids=["all signal", "offset dropped", "std for variance", "linearised"],
+    ids=["mean ignored", "the mean in the variance", "all signal", "linearised", "mean of the function forgotten"],
 )
-def test_a_random_layer_rejects_a_wrong_activation(name, mutant):
-    values = lookup(name).function(random_layer(FEATURES**-0.5))
-    assert not agree(values, mutant(GIVEN, lookup(name)))
+def test_gaussian_values_reject_a_wrong_function(name, mutant):
+    values = lookup(name).function(drawn(GAUSSIAN, 4, (8,)))
+    assert not agree(values, mutant(GAUSSIAN, pointwise(lookup(name).function)), far=False)
 
 
-def test_an_activation_behind_silence():
-    assert through_activation(Level(0.0, 0.0), lookup("relu")) == Level(0.0, 0.0)
-    assert through_activation(Level(0.0, 0.0), lookup("logistic")) == Level(0.0, 0.25)
-    assert through_activation(Level(0.0, 2.0), lookup("relu")) == Level(0.0, pytest.approx(1.0))
+@pytest.mark.parametrize(("mean", "expected"), [(0.0, 0.25), (2.0, 0.7758034925743758)])
+def test_a_function_behind_silence_is_its_value_there(mean, expected):
+    found = through_function(field(0.0, mean**2, mean=mean, gaussian=True), pointwise(torch.sigmoid))
+    assert (found.level, found.signal) == pytest.approx((expected, 0.0))
+    assert found.mean == pytest.approx(expected**0.5)
 
 
-def normalised(values, weight_std, bias_std):
-    """Batch normalisation of (samples, units) with random scale and shift."""
-    units = values.shape[1]
-    weight = 1 + weight_std * normal(units, seed=5).double()
-    bias = bias_std * normal(units, seed=6).double()
-    return F.batch_norm(values, None, None, weight, bias, training=True), 1 + weight_std**2, bias_std**2
+def test_what_is_unknown_of_the_positions_stays_unknown():
+    found = through_function(images(1.0, [0, math.nan], [0.5, math.nan], gaussian=True), pointwise(F.relu))
+    assert found.known
+    assert np.isnan(found.gaps).tolist() == [[False, True], [False, True]]
 
 
-def test_batch_normalisation_forgets_the_level_and_applies_its_own():
-    values, weight_power, bias_power = normalised(gaussian(GIVEN, samples=512, units=2000), 0.5, 0.7)
-    values = values * math.sqrt(511 / 512)  # it divides by the biased variance
-    assert agree(values, through_batch_norm(GIVEN, weight_power, bias_power))
-    assert not agree(values, Level(weight_power, bias_power + GIVEN.offset / GIVEN.signal)), "an offset kept"
-    assert not agree(values, through_batch_norm(GIVEN, weight_power**0.5, bias_power)), "std for variance"
-    assert not agree(values, through_batch_norm(GIVEN))
+def test_an_affine_function_may_follow_anything():
+    values = drawn(MEANT).square()
+    found = moments_of(values)
+    given = field(float(found[1, 0].mean()), float((found["level"] - found[1, 0]).mean()))
+    given = replace(given, mean=float(found["mean"].mean()))
+    line = pointwise(lambda z: 3 - 2 * z)
+    assert agree(3 - 2 * values, through_function(given, line))
+    assert not agree(3 - 2 * values, through_function(replace(given, mean=0.0), line)), "mean ignored"
+    assert not agree(3 - 2 * values, through_function(given, pointwise(lambda z: -2 * z))), "shift forgotten"
+    assert not through_function(given, pointwise(torch.tanh)).known, "of others only a Gaussian's moments are known"
 
 
-def test_batch_normalisation_cannot_revive_a_dead_signal():
-    assert through_batch_norm(Level(0.0, 3.0), 1.0, 0.25) == Level(0.0, 0.25)
+def test_an_affine_function_of_a_gaussian_is_the_same_either_way():
+    line = pointwise(lambda z: 3 - 2 * z)
+    one, other = through_function(GAUSSIAN, line), through_function(replace(GAUSSIAN, gaussian=False), line)
+    assert (one.level, one.mean) == pytest.approx((other.level, other.mean))
+    assert one.gaps == pytest.approx(other.gaps)
+    assert one.straight
 
 
-def test_layer_normalisation_keeps_the_proportion_of_signal_and_offset():
-    weight = 1 + 0.5 * normal(UNITS, seed=5).double()
-    bias = 0.7 * normal(UNITS, seed=6).double()
-    values = F.layer_norm(gaussian(GIVEN), (UNITS,), weight, bias)
-    assert agree(values, through_layer_norm(GIVEN, 1.25, 0.49))
-    assert not agree(values, through_layer_norm(Level(GIVEN.offset, GIVEN.signal), 1.25, 0.49)), "swapped"
-    assert not agree(values, through_batch_norm(GIVEN, 1.25, 0.49)), "another normalisation"
-    assert not agree(values, through_layer_norm(GIVEN, 1.25)), "bias dropped"
+def test_several_functions_of_one_gaussian_field_are_one_function_worked_out_when_needed():
+    half = through_function(GAUSSIAN, pointwise(torch.sigmoid))
+    bare = composed(step(torch.mul, Slot(0), Slot(1)), [GAUSSIAN, half])
+    assert not bare.known
+    assert bare.pre is GAUSSIAN
+    values = drawn(GAUSSIAN, 4, (8,))
+    assert agree(F.silu(values), evaluated(bare), far=False)
+    assert not agree(F.silu(values), through_product([GAUSSIAN, half]), far=False), "as if the two were independent"
+    assert composed(step(torch.mul, Slot(0), Slot(1)), [GAUSSIAN, replace(GAUSSIAN)]) is None
+    assert evaluated(half) is half
 
 
-def test_batch_normalisation_lifts_a_whisper_to_full_strength():
-    assert through_batch_norm(Level(1e-6, 3.0)) == Level(1.0, 0.0)
+@PROPERTY
+@given(st.floats(0.01, 10), st.floats(0, 10), st.floats(0.1, 30), st.floats(-2, 2))
+def test_relu_is_homogeneous(signal, offset, factor, mean):
+    relu = pointwise(F.relu)
+    given = field(signal, offset + mean**2, mean=mean, gaussian=True)
+    louder = field(factor**2 * signal, factor**2 * (offset + mean**2), mean=factor * mean, gaussian=True)
+    quiet, loud = through_function(given, relu), through_function(louder, relu)
+    assert loud.level == pytest.approx(factor**2 * quiet.level, rel=1e-6)
+    assert loud.mean == pytest.approx(factor * quiet.mean, rel=1e-6, abs=1e-9)
+    assert loud.signal == pytest.approx(factor**2 * quiet.signal, rel=2e-3)
 
 
-def test_without_settings_scale_is_one_and_shift_is_none():
-    assert through_layer(GIVEN, 10, 0.2) == Level(3.0, 5.0)
-    assert through_batch_norm(GIVEN) == Level(1.0, 0.0)
-    assert through_layer_norm(GIVEN) == Level(1.5 / 4, 2.5 / 4)
+@PROPERTY
+@given(st.floats(0.01, 10), st.floats(0, 1), st.floats(0, 2), st.floats(-2, 2), st.sampled_from(FUNCTIONS))
+def test_gaps_are_at_least_zero_and_at_most_twice_the_level(level, within, across, mean, name):
+    gaps = [[0, level * within], [level * within, level * across]]
+    found = through_function(images(level + mean**2, *gaps, mean, gaussian=True), pointwise(lookup(name).function))
+    assert (found.gaps >= 0).all()
+    assert (found.gaps <= 2 * found.level * (1 + 1e-6)).all()
+    assert found.mean**2 <= found.level * (1 + 1e-9)
 
 
-def test_layer_normalisation_of_silence_is_its_bias():
-    assert through_layer_norm(Level(0.0, 0.0), 1.0, 0.49) == Level(0.0, 0.49)
+def test_slopes_are_taken_around_the_mean():
+    z = drawn(MEANT, samples=2, units=200_000)[0].requires_grad_(True)
+    (slope,) = torch.autograd.grad(F.gelu(z).sum(), z)
+    measured, error = float(slope.square().mean()), float(slope.square().std()) / len(z) ** 0.5
+    assert abs(slopes(MEANT, pointwise(F.gelu)).slope - measured) < 4 * error
+    assert abs(moments(lookup("gelu"), MEANT.level).slope - measured) > 4 * error, "the mean in the variance"
+
+
+def test_a_scale_of_one_size_is_exact():
+    values = drawn(GAUSSIAN, 4, (8,)) * 1.3
+    assert agree(values, through_scale(GAUSSIAN, 1.69), far=False)
+    assert not agree(values, through_scale(GAUSSIAN, 1.3), far=False), "the number for its square"
+
+
+def test_scales_of_every_unit_count_by_their_mean_square():
+    values = drawn(GAUSSIAN, 4, (8,)) * (1 + 0.5 * normal(1, UNITS, 1, seed=9).double())
+    assert agree(values, through_scale(GAUSSIAN, 1.25), far=False, leave=("mean",))
+    assert not agree(values, through_scale(GAUSSIAN, 1.0), far=False, leave=("mean",)), "the mean, squared"
+
+
+@pytest.mark.parametrize(("by_position", "shape"), [(False, (1, UNITS, 1)), (True, (1, UNITS, 8))])
+def test_constants_added_join_the_level_and_those_of_positions_tell_them_apart(by_position, shape):
+    values = drawn(GAUSSIAN, 4, (8,)) + (0.4 + 0.6 * normal(*shape, seed=9).double())
+    assert agree(values, through_shift(GAUSSIAN, 0.52, 0.4, by_position), far=False)
+    assert not agree(values, through_shift(GAUSSIAN, 0.52, 0.4, not by_position), far=False)
+    assert not agree(values, through_shift(GAUSSIAN, 0.36, 0.4, by_position), far=False), "the variance for the power"
+    assert not agree(values, through_shift(GAUSSIAN, 0.52, 0.0, by_position), far=False), "mean ignored"
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_dropout_adds_its_noise_to_the_signal(rate):
-    values = quiet(lambda: F.dropout(gaussian(GIVEN), rate))
-    assert agree(values, through_dropout(GIVEN, rate))
-    assert not agree(values, through_dropout(GIVEN, 1 - rate) if rate != 0.5 else GIVEN), "the keep rate"
-    assert not agree(values, Level(GIVEN.signal / (1 - rate), GIVEN.offset)), "only the signal's noise"
+@pytest.mark.parametrize("whole_channels", [False, True])
+def test_dropout_keeps_means_and_covariances_and_adds_its_noise(rate, whole_channels):
+    values = quiet(lambda: (F.dropout1d if whole_channels else F.dropout)(drawn(GAUSSIAN, 4, (8,)), rate))
+    assert agree(values, through_dropout(GAUSSIAN, rate, whole_channels), far=False)
+    assert not agree(values, through_dropout(GAUSSIAN, rate, not whole_channels), far=False), "the other kind"
+    assert not agree(values, through_dropout(GAUSSIAN, 0.9 * (1 - rate), whole_channels), far=False), "what is kept"
 
 
-def test_no_dropout_changes_nothing():
-    assert through_dropout(GIVEN, 0.0) == GIVEN
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+@pytest.mark.parametrize("whole_channels", [False, True])
+def test_alpha_dropout_sets_values_to_the_limit_of_selu(rate, whole_channels):
+    drop = F.feature_alpha_dropout if whole_channels else F.alpha_dropout
+    values = quiet(lambda: drop(drawn(GAUSSIAN, 4, (8,)), rate, training=True))
+    assert agree(values, through_alpha_dropout(GAUSSIAN, rate, whole_channels), far=False)
+    assert not agree(values, through_alpha_dropout(GAUSSIAN, rate, not whole_channels), far=False), "the other kind"
+    assert not agree(values, through_alpha_dropout(GAUSSIAN, 0.9 * (1 - rate), whole_channels), far=False), "kept"
+    wrong = through_alpha_dropout(replace(GAUSSIAN, mean=0.0), rate, whole_channels)
+    assert not agree(values, wrong, far=False), "mean ignored"
+    assert not agree(values, through_dropout(GAUSSIAN, rate, whole_channels), far=False), "zeros"
 
 
-def test_total_dropout_is_silence():
-    assert not quiet(lambda: F.dropout(gaussian(GIVEN), 1.0)).any()
-    assert through_dropout(GIVEN, 1.0) == Level(0.0, 0.0)
+def test_alpha_dropout_keeps_what_it_is_made_for():
+    found = through_alpha_dropout(field(0.4, 0.6), 0.3)
+    assert (found.level, found.mean) == pytest.approx((1, 0), abs=1e-12)
 
 
-NETWORKS, FAN_IN, FAN_OUT, Q = 400, 256, 128, 3.0
-
-
-def measured_gains(activation, scale=1.0):
-    """Power gains of the gradient through f(scale * W x), one for each of many independent networks.
-
-    The pre-activations scale * W x have power Q; W has power 1/FAN_OUT.
-    """
-    draw = generator(7)
-    weight = torch.randn(NETWORKS, FAN_OUT, FAN_IN, generator=draw) / FAN_OUT**0.5
-    x = torch.randn(NETWORKS, FAN_IN, 1, generator=draw)
-    x = (x / x.norm(dim=1, keepdim=True) * (Q * FAN_OUT) ** 0.5 / scale).requires_grad_(True)
-    above = torch.randn(NETWORKS, FAN_OUT, 1, generator=draw)
-    (below,) = torch.autograd.grad((activation(scale * weight @ x) * above).sum(), x)
-    return below.square().mean((1, 2)) / above.square().mean((1, 2))
-
-
-def gains_agree(measured, gain, sigmas=4.0):
-    """Standard errors over the networks, and the 1/width by which a finite network differs from a wide one."""
-    error = float(measured.std()) / NETWORKS**0.5
-    return abs(float(measured.mean()) - gain**2) < sigmas * error + gain**2 * (1 / FAN_IN + 1 / FAN_OUT)
-
-
-@pytest.mark.parametrize("name", ["relu", "tanh", "gelu", "logistic"])
-@pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_the_gradient_behind_random_layers(name, scale):
-    activation = lookup(name)
-    measured = measured_gains(activation.function, scale)
-    assert gains_agree(measured, gradient_gain(activation, Q, FAN_OUT, 1 / FAN_OUT, scale**2))
-    assert not gains_agree(measured, gradient_gain(activation, Q, FAN_IN, 1 / FAN_OUT, scale**2)), "fans swapped"
-    assert not gains_agree(measured, gradient_gain(None, Q, FAN_OUT, 1 / FAN_OUT, scale**2)), "activation forgotten"
-
-
-@pytest.mark.parametrize("name", ["tanh", "logistic"])
-def test_random_layers_reject_the_gradient_at_another_level(name):
-    measured = measured_gains(lookup(name).function)
-    assert not gains_agree(measured, gradient_gain(lookup(name), Q**2, FAN_OUT, 1 / FAN_OUT))
-
-
-def test_the_gradient_through_a_plain_layer():
-    measured = measured_gains(lambda z: z)
-    assert gains_agree(measured, gradient_gain(None, Q, FAN_OUT, 1 / FAN_OUT))
-    assert not gains_agree(measured, gradient_gain(None, Q, FAN_OUT, FAN_OUT**-0.5)), "std for variance"
-
-
-def test_the_gradient_behind_silence_is_the_limit_of_the_gradient_behind_a_whisper():
-    whisper = gradient_gain(lookup("logistic"), 1e-12, FAN_OUT, 1 / FAN_OUT)
-    assert gradient_gain(lookup("logistic"), 0.0, FAN_OUT, 1 / FAN_OUT) == pytest.approx(whisper)
-
-
-def chain(weight_power, bias_power, depth=20, width=512):
-    """The level behind each stage of a deep ReLU network fed with unit noise."""
-    level, levels = Level(1.0, 0.0), []
-    for _ in range(depth):
-        level = through_activation(through_layer(level, width, weight_power, bias_power), lookup("relu"))
-        levels.append(level)
-    return levels
-
-
-def closed_form_chain(depth=20):
-    """The same for He weights without bias, by the arc-cosine kernel: total 1, correlation c."""
-    correlation = 0.0
-    for _ in range(depth):
-        angle = math.acos(correlation)
-        correlation = (math.sin(angle) + (math.pi - angle) * correlation) / math.pi
-    return 1 - correlation
-
-
-def test_a_deep_relu_network_of_he_keeps_its_level_and_loses_signal():
-    levels = chain(2 / 512, 0.0)
-    assert all(level.total == pytest.approx(1.0) for level in levels)
-    assert levels[-1].signal == pytest.approx(closed_form_chain(), rel=1e-2)
-    assert decibels(levels[-1].signal ** 0.5) == pytest.approx(-12.5, abs=1)
-
-
-def test_a_deep_relu_network_of_torchs_default_falls_silent_while_its_level_looks_survivable():
-    """Measured on such a network, 20 layers of 512: level -34.5 dB, signal -161.9 dB."""
-    default = 1 / (3 * 512)
-    last = chain(default, default)[-1]
-    assert decibels(last.total**0.5) == pytest.approx(-34.5, abs=1.5)
-    assert decibels(last.signal**0.5) == pytest.approx(-161.9, abs=1.5)
-    assert decibels(chain(default, 0.0)[-1].total ** 0.5) < -100, "without the bias the level would fall as well"
+@pytest.mark.parametrize("through", [through_dropout, through_alpha_dropout])
+def test_no_dropout_changes_nothing_and_total_dropout_is_silence(through):
+    same, silence = through(GAUSSIAN, 0.0), through(GAUSSIAN, 1.0)
+    assert (same.level, same.mean) == pytest.approx((GAUSSIAN.level, GAUSSIAN.mean))
+    assert same.gaps == pytest.approx(GAUSSIAN.gaps)
+    assert (silence.level, silence.signal, silence.mean) == (0, 0, 0)
+    assert not quiet(lambda: F.alpha_dropout(torch.ones(9), 1.0, training=True)).any()

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gainstage.data import as_source
 from gainstage.display import Displayed
 from gainstage.errors import BadInput
 from gainstage.initialization.fitting import fit_to_data
 from gainstage.initialization.plans import Plan, check_names, is_gate, plan_for
-from gainstage.initialization.stages import bias_of, current_weight, follower, set_weight, trace_example, weight_of
-from gainstage.nn.blocks import Block, blocks_of
-from gainstage.nn.initializers import check_distribution, fill
+from gainstage.initialization.stages import bias_of, current_weight, follower, set_weight, weight_of
+from gainstage.nn.blocks import Block, assign, blocks_of, fans_of, value_of
+from gainstage.nn.initializers import check_distribution, check_variance, fill
+from gainstage.program import check_batch, run_model, tensors_in
+from gainstage.randomness import preserved
 from gainstage.signal import Graph, Stage, trace
-from gainstage.theory import GLOROT, LECUN
+from gainstage.signal.example import trace_example
+from gainstage.theory import GLOROT, LECUN, Scheme
 
-OTHERS = (nn.Embedding, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+OTHERS = (*EMBEDDINGS, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
 SAMPLES = 256  # that the scheme "data" measures
 
 
@@ -53,6 +60,7 @@ def initialize(
     scheme: str = "auto",
     keep: str = "signal",
     distribution: str = "normal",
+    output_bias: Any = None,
     generator: torch.Generator | None = None,
 ) -> Initialization:
     """Draw the weights of every layer anew, in place, chosen for each from what surrounds it in one traced forward pass.
@@ -61,24 +69,35 @@ def initialize(
     SELU); "exact", the variance by quadrature for the very activation, that keeps="signal", "gradient" or "both" (the
     geometric mean); "isometric", orthogonal weights that keep level and gradient through the depth of this network;
     "data", orthogonal weights scaled so that every pre-activation has unit variance on a batch, in one forward pass.
-    Biases become zero. In residual networks the last layer of each branch is scaled by
-    1/sqrt(branches), and kept where it is all zero; but for "auto" the output layer is scaled so that the loss starts at
-    chance. Recurrent gates, attention's matrices and embeddings are drawn one by one (Glorot; embeddings variance 1).
-    data: any training data, or inputs alone; without it a zero input of a plausible shape is traced ("data" needs it).
+    In residual networks the last layer of each branch is scaled by 1/sqrt(branches), and kept where it is all zero; but for
+    "auto" the output layer is scaled so that the loss starts at chance. Recurrent gates, attention's matrices, bilinear
+    layers and embeddings are drawn one by one (Glorot; embeddings variance 1, zero for padding).
+    data: any training data, or inputs alone; without it a zero input of a plausible shape is traced ("data" and lazy
+    layers need it).
     distribution: "normal", "truncated_normal" or "uniform", where weights are not orthogonal.
-    Raises BadInput for unknown names, when the network cannot be run, and where no weights keep an activation's gradient.
+    output_bias: for the last layer, for example gs.nn.prior_bias(shares).
+
+    Set are weights and biases (to zero) of layers, a shared one once, one under weight norm through it. Left as they are:
+    scale, shift and statistics of normalisations, slopes of PReLU, and parameters that belong to no layer (a position
+    embedding); a model that comes from the meta device by to_empty() needs its own values for those first, for example by
+    their reset_parameters(). Layers that were left (spectral norm, gates of zeros, layers that the pass did not reach) are
+    in `skipped`. On the meta device the table is all that is made.
+    Raises BadInput for unknown names, when the network cannot be run, and where no weights keep an activation's gradient;
+    no weight has changed then.
     """
     check_names(scheme, keep)
     check_distribution(distribution)
-    if data is None and scheme == "data":
-        raise BadInput('the scheme "data" measures the network on a batch: give data=')
-    inputs = None if data is None else _inputs(data)
-    graph = trace_example(model) if inputs is None else trace(model, inputs)
+    inputs = _checked_inputs(model, data, scheme)
+    graph = trace_example(model) if inputs is None else trace(model, copy.deepcopy(inputs))
+    bias = None if output_bias is None else _output_bias(model, graph, output_bias)
     table = initialize_stages(model, graph, graph.stages, distribution, generator, scheme, keep)
+    others = _initialize_others(model, graph, distribution, generator)
     if scheme == "data":
         fit_to_data(model, inputs, graph)
-    others = _initialize_others(model, graph, distribution, generator)
-    return Initialization((*table.rows, *others), table.skipped)
+    if bias is not None:
+        with torch.no_grad():
+            bias.copy_(torch.as_tensor(output_bias).view_as(bias))
+    return Initialization((*table.rows, *others.rows), (*table.skipped, *others.skipped, *_unreached(model, graph)))
 
 
 def initialize_stages(
@@ -91,25 +110,43 @@ def initialize_stages(
     keep: str = "signal",
 ) -> Initialization:
     """The same for some stages of a graph that is already known."""
-    plans = [(stage, plan_for(graph, stage, scheme, keep)) for stage in stages if stage.layer.fans is not None]
+    plans = [(stage, _checked_plan(graph, stage, scheme, keep)) for stage in stages if stage.layer.fans is not None]
     rows, skipped, seen = [], [], set()
     for stage, plan in plans:
-        weight = current_weight(model, stage)
         key = stage.layer.weight or stage.layer.module
-        if weight is None or is_gate(graph, stage, weight):
+        if key in seen:
+            continue
+        seen.add(key)
+        weight = current_weight(model, stage)
+        if plan is None or weight is None or _is_closed(graph, stage, weight):
             skipped.append(stage.name)
-        elif key not in seen:
-            seen.add(key)
-            if _draw(model, stage, plan, weight, distribution, generator):
-                rows.append(InitializedStage(stage.name, follower(stage), plan.scheme, plan.variance, plan.reason))
-            else:
-                skipped.append(stage.name)
+        elif _draw(model, stage, plan, weight, distribution, generator):
+            rows.append(InitializedStage(stage.name, follower(stage), plan.scheme, plan.variance, plan.reason))
+        else:
+            skipped.append(stage.name)
     return Initialization(tuple(rows), tuple(skipped))
+
+
+def _checked_plan(graph: Graph, stage: Stage, scheme: str, keep: str) -> Plan | None:
+    """None for a layer without inputs or outputs, which has no weights."""
+    fans = stage.layer.fans
+    if fans is None or not all(fans):
+        return None
+    plan = plan_for(graph, stage, scheme, keep)
+    check_variance(plan.variance)
+    return plan
+
+
+def _is_closed(graph: Graph, stage: Stage, weight: Tensor) -> bool:
+    return not weight.is_meta and is_gate(graph, stage, weight)
 
 
 def _draw(model: nn.Module, stage: Stage, plan: Plan, weight: Tensor, distribution: str, generator) -> bool:
     values = torch.empty_like(weight, requires_grad=False)
     plan.draw(values, distribution, generator)
+    if plan.orthogonal_gain is not None and "transpose" in stage.layer.name:
+        # (in, out, *kernel): the rows that were made orthonormal are inputs, so the power of the outputs is put right here
+        values *= plan.variance**0.5 / values.float().square().mean().sqrt()
     if not set_weight(model, stage, values):
         return False
     bias = bias_of(model, stage)
@@ -118,34 +155,135 @@ def _draw(model: nn.Module, stage: Stage, plan: Plan, weight: Tensor, distributi
     return True
 
 
-def _initialize_others(model: nn.Module, graph: Graph, distribution: str, generator) -> list[InitializedStage]:
-    """Layers that the trace sees as one operation each: embeddings, recurrent layers, attention. A weight that a traced
-    layer shares has been drawn already."""
-    drawn = {id(weight) for stage in graph.stages if (weight := weight_of(model, stage)) is not None}
-    outputs = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
-    rows = []
-    for path, layer in model.named_modules():
-        if not isinstance(layer, OTHERS) and id(layer) not in outputs:
+def _initialize_others(model: nn.Module, graph: Graph, distribution: str, generator) -> Initialization:
+    """Layers that the trace sees as one operation each: embeddings, recurrent layers, attention, bilinear ones. A weight
+    that another layer shares has been drawn already."""
+    seen = {id(weight) for stage in graph.stages if (weight := weight_of(model, stage)) is not None}
+    rows, skipped = [], []
+    for path, layer in _others(model):
+        drawn, left = _draw_other(path or "(model)", layer, seen, distribution, generator)
+        rows += drawn
+        skipped += left
+        if drawn or not left:
+            _clear(layer)
+    return Initialization(tuple(rows), tuple(skipped))
+
+
+def _others(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    projections = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    return ((path, m) for path, m in model.named_modules() if isinstance(m, OTHERS) or id(m) in projections)
+
+
+def _draw_other(
+    path: str, layer: nn.Module, seen: set[int], distribution: str, generator
+) -> tuple[list[InitializedStage], list[str]]:
+    """Rows of the matrices drawn, and names of the weights left; a weight in `seen` is neither."""
+    scheme = LECUN if isinstance(layer, EMBEDDINGS) else GLOROT
+    rows, left = [], []
+    for name, group in groupby(blocks_of(layer), key=lambda block: block.parameter):
+        weight, blocks = value_of(layer, name), list(group)
+        if weight is None or id(weight) in seen:
             continue
-        for block in blocks_of(layer):
-            if id(getattr(layer, block.parameter)) not in drawn:
-                rows.append(_draw_block(path, layer, block, distribution, generator))
-    return rows
+        if isinstance(weight, nn.Parameter):  # others are computed anew each time
+            seen.add(id(weight))
+        if _draw_blocks(layer, weight, blocks, scheme, distribution, generator):
+            rows += [_row(f"{path}.{name} ({block.role})", block, scheme) for block in blocks]
+        else:
+            left.append(f"{path}.{name}")
+    return rows, left
 
 
-def _draw_block(path: str, layer: nn.Module, block: Block, distribution: str, generator) -> InitializedStage:
-    scheme = LECUN if isinstance(layer, nn.Embedding) else GLOROT
-    variance = scheme.variance(block.fans)
-    fill(block.weight, variance, distribution, generator)
-    if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
-        with torch.no_grad():
-            block.weight[layer.padding_idx] = 0
-    name = f"{path or '(model)'}.{block.parameter} ({block.role})"
-    return InitializedStage(name, "none", scheme.name, variance, f"one matrix of {tuple(block.weight.shape)}")
+def _draw_blocks(
+    layer: nn.Module, weight: Tensor, blocks: list[Block], scheme: Scheme, distribution, generator
+) -> bool:
+    values = torch.empty_like(weight, requires_grad=False)
+    for block, part in zip(blocks, values.chunk(len(blocks)), strict=True):
+        fill(part, scheme.variance(block.fans), distribution, generator)
+    return assign(layer, blocks[0].parameter, values)
 
 
+def _row(name: str, block: Block, scheme: Scheme) -> InitializedStage:
+    reason = f"one matrix of {tuple(block.weight.shape)}"
+    return InitializedStage(name, "none", scheme.name, scheme.variance(block.fans), reason)
+
+
+@torch.no_grad()
+def _clear(layer: nn.Module) -> None:
+    """Zero the biases, and the row of the padding."""
+    for name, parameter in layer.named_parameters(recurse=False):
+        if "bias" in name:
+            parameter.zero_()
+        elif name == "weight" and isinstance(layer, EMBEDDINGS) and layer.padding_idx is not None:
+            parameter[layer.padding_idx] = 0
+
+
+def _unreached(model: nn.Module, graph: Graph) -> list[str]:
+    """Layers of which the traced pass used nothing."""
+    others = {id(layer) for _, layer in _others(model)}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    used = {name for stage in graph.stages for name in stage.layer.parameters}
+    return [
+        path
+        for path, layer in model.named_modules()
+        if fans_of(layer) and id(layer) not in others and not any(names[id(p)] in used for p in layer.parameters())
+    ]
+
+
+def _output_bias(model: nn.Module, graph: Graph, values: Any) -> nn.Parameter:
+    """The bias of the layer that puts out; BadInput where it has none of this size."""
+    found = bias_of(model, graph.stages[graph.output_stage]) if graph.output_stage >= 0 else None
+    values = torch.as_tensor(values)
+    if found is None or values.numel() != found.numel():
+        has = "no bias" if found is None else f"{found.numel()} biases"
+        raise BadInput(f"output_bias has {values.numel()} values, but the network's last layer has {has}")
+    if not bool(values.isfinite().all()):
+        raise BadInput("output_bias holds values that are NaN or infinite")
+    return found
+
+
+def _checked_inputs(model: nn.Module, data: Any, scheme: str) -> Any:
+    """Some inputs, or None without data; lazy layers have taken their shapes from them."""
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"the model must be a torch.nn.Module, got a {type(model).__name__}")
+    lazy = any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers()))
+    if data is None and scheme == "data":
+        raise BadInput('the scheme "data" measures the network on a batch: give data=')
+    if data is None and lazy:
+        raise BadInput(
+            "the model has lazy layers, whose sizes only data can tell: give data=, for example a batch of inputs"
+        )
+    inputs = None if data is None else _inputs(data)
+    if scheme == "data":
+        _check_measurable(model, inputs)
+    if lazy:
+        _materialize(model, inputs)
+    return inputs
+
+
+def _check_measurable(model: nn.Module, inputs: Any) -> None:
+    if any(tensor.is_meta for tensor in (*model.parameters(), *tensors_in(inputs))):
+        raise BadInput(
+            'the scheme "data" measures the network, and nothing has values on the meta device; '
+            "move the model first, for example model.to_empty(device='cpu')"
+        )
+    check_batch(inputs, ())
+
+
+def _materialize(model: nn.Module, inputs: Any) -> None:
+    """Give lazy layers their shapes by a pass that changes nothing else: in eval mode, without randomness of its own."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with preserved(), torch.no_grad():
+            run_model(model, copy.deepcopy(inputs))
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
 def _inputs(data: Any) -> Any:
     """Inputs of some samples, from inputs alone or from data with targets."""
     if isinstance(data, Tensor):
-        return data[:SAMPLES]
+        return data[:SAMPLES].clone()
     return as_source(data).sample(SAMPLES, seed=0)[0]

@@ -91,12 +91,12 @@ def isometric(graph: Graph, stage: Stage, fans: Fans) -> Plan:
     else:
         q = power_for_depth(stage.activation, depth)
         power = q if stage.source == NETWORK_INPUT else level_keeping(stage.activation, q)[0]
-        reason = f"{stage.activation.name} at q = {q:.3g} for {depth} layers: gain {math.sqrt(power):.4g}"
+        reason = f"{stage.activation.name} at q = {q:.3g} for a depth of {depth}: gain {math.sqrt(power):.4g}"
     return Plan("orthogonal", power / fans.fan_in, reason, math.sqrt(power))
 
 
 def _plain_depth(graph: Graph) -> int:
-    """Activations on the main path in a row, without a normalisation, which sets level and similarity anew; at least 1."""
+    """Activations in a row on the main path without a normalisation, which sets the level anew, between them; at least 1."""
     longest, run = 1, 0
     for stage in map(graph.stages.__getitem__, graph.main_path()):
         run = 0 if stage.first("normalization") else run

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from gainstage.errors import BadInput
-from gainstage.nn.blocks import assign
-from gainstage.signal import Graph, Stage, trace
+from gainstage.nn.blocks import assign, value_of
+from gainstage.signal import Stage
 from gainstage.theory import Scheme, scheme_for
-
-EXAMPLE_SIZES = (32, 28, 64, 16, 8, 128, 224)  # image sizes tried when no data is given
 
 
 def scheme_of(stage: Stage) -> Scheme:
@@ -36,45 +30,23 @@ def weight_of(model: nn.Module, stage: Stage) -> nn.Parameter | None:
 
 
 def current_weight(model: nn.Module, stage: Stage) -> Tensor | None:
-    """The layer's weight as it is used, also where a parametrisation computes it; None for other computed weights."""
-    if not _is_parametrized(model, stage):
+    """The layer's weight as it is used, also where weight norm or a parametrisation computes it; None where the module's
+    forward pass does."""
+    if stage.layer.weight:
         return weight_of(model, stage)
-    return _computed_weight(model.get_submodule(stage.layer.module))
-
-
-def _is_parametrized(model: nn.Module, stage: Stage) -> bool:
-    return parametrize.is_parametrized(model.get_submodule(stage.layer.module), "weight")
+    weight = value_of(model.get_submodule(stage.layer.module), "weight")
+    return None if isinstance(weight, nn.Parameter) else weight
 
 
 def set_weight(model: nn.Module, stage: Stage, values: Tensor) -> bool:
-    """Write the layer's weight, through its parametrisation where it has one; False, with the weight as it was, where the
-    parametrisation cannot take these values (spectral norm)."""
+    """Write the layer's weight, through what computes it where something does; False, with the weight as it was, where
+    that cannot take these values (spectral norm)."""
     parameter = weight_of(model, stage)
-    if parameter is not None:
-        with torch.no_grad():
-            parameter.copy_(values)
-        return True
-    layer = model.get_submodule(stage.layer.module)
-    before = {name: value.clone() for name, value in layer.state_dict().items()}
-    assign(layer, "weight", values)
-    if torch.allclose(_computed_weight(layer), values, rtol=1e-2, atol=1e-3 * float(values.abs().max())):
-        return True
-    layer.load_state_dict(before)
-    return False
-
-
-def _computed_weight(layer: nn.Module) -> Tensor:
-    """The weight as a parametrisation computes it, read in eval mode: spectral norm iterates whenever it is read."""
-    parametrization = layer.get_submodule("parametrizations.weight")
-    modes = [(module, module.training) for module in parametrization.modules()]
-    parametrization.eval()
-    try:
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        return weight.detach()
-    finally:
-        for module, training in modes:
-            module.training = training
+    if parameter is None:
+        return assign(model.get_submodule(stage.layer.module), "weight", values)
+    with torch.no_grad():
+        parameter.copy_(values)
+    return True
 
 
 def bias_of(model: nn.Module, stage: Stage) -> nn.Parameter | None:
@@ -84,29 +56,3 @@ def bias_of(model: nn.Module, stage: Stage) -> nn.Parameter | None:
         parameters[name] for name in stage.layer.parameters if name.endswith("bias") and parameters[name].ndim == 1
     ]
     return vectors[0] if vectors else None
-
-
-def trace_example(model: nn.Module) -> Graph:
-    """The graph on a zero input whose shape is read off the first layer; BadInput when no such input goes through."""
-    for x in _example_inputs(model):
-        try:
-            return trace(model, x)
-        except BadInput:
-            continue
-    raise BadInput("the shape of the network's inputs cannot be guessed; give data=, for example one batch of inputs")
-
-
-def _example_inputs(model: nn.Module) -> Iterable[Tensor]:
-    where = next((p for p in model.parameters()), torch.empty(0))
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear):
-            yield where.new_zeros(2, layer.in_features)
-            return
-        if isinstance(layer, nn.Embedding):
-            yield torch.zeros(2, 8, dtype=torch.long, device=where.device)
-            return
-        dimensions = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}.get(type(layer))
-        if dimensions:
-            for size in EXAMPLE_SIZES:
-                yield where.new_zeros(2, layer.in_channels, *[size] * dimensions)  # type: ignore[union-attr]
-            return

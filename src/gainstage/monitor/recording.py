@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gainstage.program import tensors_in
 from gainstage.signal import NETWORK_INPUT, Graph, Ledger, Operation
-from gainstage.signal.prediction import source_field
+from gainstage.signal.prediction import source_fields
 from gainstage.signal.probes import Probes
 from gainstage.signal.rows import make_ledger
 from gainstage.signal.statistics import mean_square
@@ -62,8 +62,8 @@ class Recording:
         self._before: dict[int, Tensor] = {}
         tensors = tensors_in(inputs)
         self._samples = len(tensors[0]) if tensors and tensors[0].ndim else 0
-        for tensor in tensors:
-            self.probes.stage_output(NETWORK_INPUT, NETWORK_INPUT, tensor.detach())
+        for number, tensor in enumerate(tensors):
+            self.probes.stage_output(NETWORK_INPUT - number, NETWORK_INPUT, tensor.detach())
         self._stack.enter_context(self._tracer.of(model, inputs))
 
     def forward_done(self, output: Any) -> None:
@@ -87,8 +87,8 @@ class Recording:
         if self.graph is None:
             raise RuntimeError("the forward pass of this step was not seen")
         readings = self.probes.read()
-        source = source_field(self.graph, readings)
-        return self.graph, make_ledger(self.graph, readings, source, self.probes.units, self._samples, None)
+        sources = source_fields(self.graph, readings)
+        return self.graph, make_ledger(self.graph, readings, sources, self.probes.units, self._samples, None)
 
     def abandon(self) -> None:
         """Take every hook off."""

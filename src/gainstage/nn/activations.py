@@ -9,12 +9,11 @@ from functools import partial
 from torch import nn
 
 from gainstage.errors import BadInput
-from gainstage.theory import KNOWN, Activation, leaky_relu
-from gainstage.theory.activations import canonical_name
+from gainstage.theory import KNOWN, Activation
+from gainstage.theory.activations import LEAKS, canonical_name
 from gainstage.theory.meanfield import tailored_slope
 
 SIMILARITY = 0.9  # of two samples behind a tailored network (Zhang 2022)
-LEAKS = {"leaky_relu": 0.01, "huge_leaky_relu": 0.2, "keras_leaky_relu": 0.3}  # PyTorch's, the chapter's, Keras's layer
 
 
 def _leaky_relu(default: float, slope: float | None = None) -> nn.Module:
@@ -61,12 +60,6 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "elu": ("alpha",),
     "celu": ("alpha",),
 }
-OTHER_NAMES = {  # the chapter's and Keras's, bare of everything but letters
-    "scaledelu": "selu",
-    "randomizedleakyrelu": "rrelu",
-    "parametricleakyrelu": "prelu",
-    "hardsilu": "hardswish",
-}
 
 
 def make(
@@ -88,7 +81,7 @@ def make(
     Softmax normalises the last dimension. Raises BadInput for an unknown name and for a setting that is out of range or
     that the activation does not take.
     """
-    found = _known(name, MODULES)
+    found = canonical_name(name, MODULES)
     given = {"slope": slope, "alpha": alpha, "channels": channels, "depth": depth}
     given["similarity"] = None if similarity == SIMILARITY else similarity
     settings = {key: value for key, value in given.items() if value is not None}
@@ -102,17 +95,10 @@ def pointwise(name: str) -> Activation:
 
     Raises BadInput for an unknown name, and for those that are not one function of one number (softmax; tailored ones).
     """
-    found = _known(name, MODULES)
-    if found in LEAKS:
-        return leaky_relu(LEAKS[found])
+    found = canonical_name(name, MODULES)
     if found not in KNOWN:
-        raise BadInput(f"{found} is not one function of one number; choose from: {', '.join(sorted({*KNOWN, *LEAKS}))}")
+        raise BadInput(f"{found} is not one function of one number; choose from: {', '.join(sorted(KNOWN))}")
     return KNOWN[found]
-
-
-def _known(name: str, known: dict[str, Callable[..., nn.Module]]) -> str:
-    bare = "".join(character for character in name.lower() if character.isalnum())
-    return canonical_name(OTHER_NAMES.get(bare, name), known)
 
 
 def _check_taken(name: str, settings: dict[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,16 @@ from gainstage.theory import Fans
 
 @dataclass(frozen=True)
 class Constant:
-    """Every weight the same; zeros by default. Never for the weights of hidden layers: equal units stay equal."""
+    """Every weight the same; zeros by default. Never for the weights of hidden layers: equal units stay equal.
+
+    Raises BadInput for a value that is not finite.
+    """
 
     value: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise BadInput(f"a constant weight must be finite, got {self.value}")
 
     @torch.no_grad()
     def __call__(self, weight: Tensor, fans: Fans | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -43,7 +51,13 @@ def prior_bias_binary(share: float) -> float:
 
 
 def mean_bias(targets: Tensor) -> Tensor:
-    """Output biases (outputs,) of a regression that starts at the mean of the targets (samples, outputs) or (samples,)."""
-    if targets.numel() == 0 or not targets.is_floating_point():
+    """Output biases (outputs,) of a regression that starts at the mean of the targets (samples, outputs) or (samples,).
+
+    Raises BadInput for targets that are no floating-point numbers, that are NaN or infinite, and where there are none.
+    """
+    if targets.ndim == 0 or targets.numel() == 0 or not targets.is_floating_point():
         raise BadInput("the mean needs floating-point targets of at least one sample")
-    return targets.detach().reshape(len(targets), -1).float().mean(0)
+    means = targets.detach().reshape(len(targets), -1).float().mean(0)
+    if not bool(means.isfinite().all()):
+        raise BadInput("the targets hold values that are NaN or infinite; remove or impute them")
+    return means

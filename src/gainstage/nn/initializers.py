@@ -44,7 +44,12 @@ class VarianceScaling:
         check_distribution(self.distribution)
 
     def variance(self, fans: Fans) -> float:
-        """Variance of each weight of a layer with these fans."""
+        """Variance of each weight of a layer with these fans; BadInput for fans that no weight has."""
+        if not all(0 < fan < math.inf for fan in fans):
+            raise BadInput(
+                f"a weight needs fans of more than zero, got {tuple(fans)}: a layer without inputs or outputs has none, "
+                "nor has a lazy one before its first batch"
+            )
         return Scheme("", self.scale, self.mode).variance(fans)  # type: ignore[arg-type]
 
     def __call__(self, weight: Tensor, fans: Fans, generator: torch.Generator | None = None) -> Tensor:
@@ -56,25 +61,82 @@ class VarianceScaling:
 def fill(
     weight: Tensor, variance: float, distribution: str = "normal", generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draw `weight` in place from a zero-mean distribution of the given variance; half precision is drawn in float32."""
+    """Draw `weight` in place from a zero-mean distribution of the given variance, and return it.
+
+    Half precision is drawn in float32 and rounded, within the distribution's bounds. A generator of another device draws
+    there. On the meta device there is nothing to draw. Raises BadInput for an unknown distribution, for a variance that
+    is not positive and finite, for weights that are no floating-point numbers, and for a seed in place of a generator.
+    """
     check_distribution(distribution)
-    target = weight if weight.dtype in (torch.float32, torch.float64) else torch.empty_like(weight, dtype=torch.float32)
-    std = math.sqrt(variance)
+    check_variance(variance)
+    check_floating(weight)
+    check_generator(generator)
+    if weight.is_meta:
+        return weight
+    target = _drawing_board(weight, generator)
+    bound = _draw(target, math.sqrt(variance), distribution, generator)
+    if target is not weight:
+        weight.copy_(target)
+    if bound < math.inf:
+        limit = _rounded_down(bound, weight.dtype)
+        weight.clamp_(-limit, limit)
+    return weight
+
+
+def _drawing_board(weight: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The weight itself, or an empty tensor where its precision or its device is not the one to draw in."""
+    dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
+    device = weight.device if generator is None else generator.device
+    same = dtype == weight.dtype and device == weight.device
+    return weight if same else torch.empty_like(weight, dtype=dtype, device=device)
+
+
+def _draw(target: Tensor, std: float, distribution: str, generator: torch.Generator | None) -> float:
+    """Fill `target`, and return the bound of its values."""
     if distribution == "normal":
         target.normal_(0.0, std, generator=generator)
-    elif distribution == "uniform":
+        return math.inf
+    if distribution == "uniform":
         bound = math.sqrt(3.0) * std
         target.uniform_(-bound, bound, generator=generator)
-    else:
-        wide = std / truncated_std()
-        nn.init.trunc_normal_(target, 0.0, wide, -CUT * wide, CUT * wide, generator=generator)
-    return weight if target is weight else weight.copy_(target)
+        return bound
+    wide = std / truncated_std()
+    nn.init.trunc_normal_(target, 0.0, wide, -CUT * wide, CUT * wide, generator=generator)
+    return CUT * wide
+
+
+def _rounded_down(bound: float, dtype: torch.dtype) -> float:
+    """The largest number of `dtype` that is not above `bound`."""
+    nearest = float(torch.tensor(bound, dtype=dtype, device="cpu"))
+    if nearest <= bound:
+        return nearest
+    info = torch.finfo(dtype)
+    below = bound - max(bound, info.smallest_normal) * info.eps / 2  # half a step of the finest grid around it
+    return float(torch.tensor(below, dtype=dtype, device="cpu"))
 
 
 def check_distribution(name: str) -> None:
     """BadInput, with the known names, for a distribution that is not known."""
     if name not in DISTRIBUTIONS:
         raise BadInput(f"no distribution is called {name!r}; known are: {', '.join(DISTRIBUTIONS)}")
+
+
+def check_variance(variance: float) -> None:
+    """BadInput for a variance that is not positive and finite."""
+    if not 0 < variance < math.inf:
+        raise BadInput(f"the variance of weights must be positive and finite, got {variance}")
+
+
+def check_floating(weight: Tensor) -> None:
+    """BadInput for weights that are no floating-point numbers."""
+    if not weight.is_floating_point():
+        raise BadInput(f"weights are floating-point numbers, got {weight.dtype}")
+
+
+def check_generator(generator: torch.Generator | None) -> None:
+    """BadInput for anything else, such as a seed."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise BadInput(f"give a torch.Generator, such as torch.Generator().manual_seed(0), not {generator!r}")
 
 
 def from_scheme(scheme: Scheme, distribution: str = "normal") -> VarianceScaling:

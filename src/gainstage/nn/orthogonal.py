@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gainstage.errors import BadInput
+from gainstage.nn.initializers import check_floating, check_generator
 from gainstage.theory import Fans
 
 
@@ -18,7 +19,8 @@ class Orthogonal:
 
     The power of each unit is that of the inputs times gain^2 (a weight with more rows than columns is scaled by
     sqrt(rows / columns)). A convolution's weight counts as a matrix of (out, in * taps).
-    Raises BadInput for a gain that is not positive and for weights of fewer than two dimensions.
+    Raises BadInput for a gain that is not positive and for weights that are empty, of fewer than two dimensions or no
+    floating-point numbers. On the meta device there is nothing to draw.
     """
 
     gain: float = 1.0
@@ -30,6 +32,8 @@ class Orthogonal:
     def __call__(self, weight: Tensor, fans: Fans | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Fill `weight` in place and return it."""
         _check_matrix(weight)
+        if weight.is_meta:
+            return weight
         return weight.copy_(self.gain * orthogonal_matrix(weight.flatten(1).shape, generator).view_as(weight))
 
 
@@ -50,6 +54,8 @@ class DeltaOrthogonal(Orthogonal):
             raise BadInput(
                 f"a norm-preserving convolution needs as many outputs as inputs, got {tuple(weight.shape[:2])}"
             )
+        if weight.is_meta:
+            return weight
         centre = (slice(None), slice(None), *(size // 2 for size in weight.shape[2:]))
         weight.zero_()[centre] = self.gain * orthogonal_matrix(weight.shape[:2], generator).to(weight)
         return weight
@@ -60,6 +66,7 @@ def orthogonal_matrix(shape: tuple[int, ...] | torch.Size, generator: torch.Gene
 
     From the QR decomposition of a normal matrix, with the signs fixed so that it is uniform (Mezzadri 2007).
     """
+    check_generator(generator)
     rows, columns = shape
     device = None if generator is None else generator.device
     draws = torch.randn(max(rows, columns), min(rows, columns), generator=generator, device=device)
@@ -76,3 +83,6 @@ def _check_gain(gain: float) -> None:
 def _check_matrix(weight: Tensor) -> None:
     if weight.ndim < 2:
         raise BadInput(f"an orthogonal weight needs at least two dimensions, got shape {tuple(weight.shape)}")
+    if weight.numel() == 0:
+        raise BadInput(f"a weight without entries cannot be orthogonal, got shape {tuple(weight.shape)}")
+    check_floating(weight)

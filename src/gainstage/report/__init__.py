@@ -9,13 +9,13 @@ from typing import Any
 from rich.console import Console
 
 # importing a family registers how its results are drawn
-from gainstage.report import ledger, results
+from gainstage.report import ledger, normalization, prediction, results, self_normalization
 from gainstage.report.pages import comparison_table as comparison_table
 from gainstage.report.pages import rule_page as rule_page
 from gainstage.report.pages import rules_table as rules_table
 from gainstage.report.results import attempt_line as attempt_line
 
-FAMILIES = (ledger, results)
+FAMILIES = (ledger, prediction, results, normalization, self_normalization)
 NOTEBOOK_WIDTH = 120
 PAGE = '<pre style="font-family:monospace;line-height:1.3;overflow-x:auto">{code}</pre>'
 

@@ -42,6 +42,8 @@ def _(checkup: Checkup, width: int) -> Group:
     parts: list[RenderableType] = []
     if checkup.ledger is not None:
         parts += [render(checkup.ledger, width), ""]
+    if checkup.prediction is not None:
+        parts += [render(checkup.prediction, width), ""]
     for finding in checkup.findings:
         parts += [card(finding), ""]
     parts.append(verdict(checkup))

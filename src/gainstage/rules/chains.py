@@ -48,19 +48,37 @@ def hidden_path(context: Context) -> list[Row]:
     return [context.ledger.rows[i] for i in context.graph.main_path() if i != context.graph.output_stage]
 
 
-def describe_fall(fall: Fall, expected: Sequence[float | None]) -> str:
-    """For example "x3.1e-07 (-130 dB), -7.2 dB each; theory for these weights: -7.1 dB each"."""
+class Expectation(NamedTuple):
+    """Theory for the stages of a fall together: its size in dB, negative for a fall, and its standard error."""
+
+    size: float
+    error: float
+
+    def sigmas(self, fall: Fall) -> float | None:
+        """How many standard errors the fall is away from it; None without an error."""
+        return abs(fall.size + self.size) / self.error if self.error > 0 else None
+
+
+def expected_fall(gains: Sequence[tuple[float | None, float | None]]) -> Expectation | None:
+    """Of stages with these gains and standard errors (ratios); None when one of the gains is not known."""
+    sizes = [decibels(gain) for gain, _ in gains]
+    known = [size for size in sizes if size is not None and math.isfinite(size)]
+    if not known or len(known) < len(sizes):
+        return None
+    relative = [error / gain for gain, error in gains if gain and error]
+    return Expectation(sum(known), 20 / math.log(10) * math.sqrt(sum(error**2 for error in relative)))
+
+
+def describe_fall(fall: Fall, expected: Expectation | None, judged: bool = True) -> str:
+    """For example "x3.1e-07 (-130 dB) over 18 stages, -7.2 dB each; theory for these weights: -7.1 dB each, 0.4 sigma off".
+    judged: whether the fall is certain enough to be compared."""
     if math.isinf(fall.size):
         return "to exactly zero"
     steps = abs(fall.stop - fall.start)
     total = f"x{ratio(-fall.size):.2g} (-{fall.size:.0f} dB) over {steps} stage{'s' * (steps > 1)}"
     text = f"{total}, -{fall.size / steps:.1f} dB each"
-    mean = mean_decibels(expected)
-    return text if mean is None else f"{text}; theory for these weights: {mean:+.1f} dB each"
-
-
-def mean_decibels(gains: Sequence[float | None]) -> float | None:
-    """Mean of gains in dB; None when one of them is not known."""
-    values = [decibels(gain) for gain in gains]
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+    if expected is None:
+        return text
+    text = f"{text}; theory for these weights: {expected.size / steps:+.1f} dB each"
+    sigmas = expected.sigmas(fall) if judged else None
+    return text if sigmas is None else f"{text}, {sigmas:.{0 if sigmas >= 10 else 1}f} sigma off"

@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 
 from gainstage.rules.base import Context, Finding, Rule, register
-from gainstage.rules.chains import ERROR_DB, WARNING_DB, Fall, describe_fall, hidden_path, largest_fall
+from gainstage.rules.chains import (
+    ERROR_DB,
+    WARNING_DB,
+    Expectation,
+    Fall,
+    describe_fall,
+    expected_fall,
+    hidden_path,
+    largest_fall,
+)
 from gainstage.rules.signal import REPAIRS
 from gainstage.signal import Row
 from gainstage.signal.ledger import span_name
@@ -16,6 +25,12 @@ def _observed(context: Context) -> tuple[list[Row], list[float]]:
     path = [row for row in hidden_path(context) if row.gradient_norm_db is not None]
     norms = [row.gradient_norm_db for row in path]
     return path, [norm for norm in norms if norm is not None]
+
+
+def _of_norms(expected: Expectation | None, rows: list[Row]) -> Expectation | None:
+    """From RMS values to norms, which count the width of the stages."""
+    width = 10 * math.log10(rows[0].units / rows[-1].units)
+    return None if expected is None else expected._replace(size=expected.size + width)
 
 
 @register
@@ -55,7 +70,8 @@ class VanishingGradient(Rule):
             return []
         first, last = len(path) - 1 - fall.stop, len(path) - 1 - fall.start
         rows = path[first : last + 1]
-        text = describe_fall(fall, [row.expected_backward_gain for row in rows[1:]])
+        expected = expected_fall([(row.expected_backward_gain, row.backward_gain_error) for row in rows[1:]])
+        text = describe_fall(fall, _of_norms(expected, rows))
         evidence = {"fall_db": fall.size, "stages": float(len(rows) - 1)}
         severity = "error" if fall.size >= ERROR_DB else "warning"
         message = f"{span_name(rows)}: going back, the gradient falls {text}"

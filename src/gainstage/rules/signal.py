@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gainstage.freshness import is_untrained
 from gainstage.rules.base import Context, Finding, Rule, register
-from gainstage.rules.chains import ERROR_DB, WARNING_DB, describe_fall, hidden_path, largest_fall
+from gainstage.rules.chains import ERROR_DB, WARNING_DB, describe_fall, expected_fall, hidden_path, largest_fall
 from gainstage.signal import Row
 from gainstage.signal.ledger import span_name
 
@@ -150,7 +150,8 @@ class VanishingSignal(Rule):
         if fall is None or fall.size < WARNING_DB:
             return []
         rows = path[fall.start : fall.stop + 1]
-        text = describe_fall(fall, [row.expected_gain for row in rows[1:]])
+        expected = expected_fall([(row.expected_gain, row.gain_error) for row in rows[1:]])
+        text = describe_fall(fall, expected, judged=not rows[-1].is_rounding)
         if rows[-1].is_rounding:
             text = f"at least {text}; what is left is rounding noise"
         evidence = {"fall_db": fall.size, "stages": float(len(rows) - 1)}

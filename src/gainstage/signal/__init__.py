@@ -1,5 +1,8 @@
-"""Trace, measure, ledger: every stage of a network as it really ran."""
+"""Trace, measure, ledger: every stage of a network as it really ran, and what theory expects of it."""
 
+from gainstage.signal.expected import ExpectedStage as ExpectedStage
+from gainstage.signal.expected import Prediction as Prediction
+from gainstage.signal.expected import predict as predict
 from gainstage.signal.graph import NETWORK_INPUT as NETWORK_INPUT
 from gainstage.signal.graph import Graph as Graph
 from gainstage.signal.graph import Operation as Operation

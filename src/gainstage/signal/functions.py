@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from gainstage.signal.operations import COMPARISONS
 from gainstage.theory import Activation
 from gainstage.theory.composition import IDENTITY, Composite, compose
 
@@ -15,16 +16,17 @@ Value = tuple[tuple[int, int], Composite]  # the tensor that it is a function of
 
 
 def activation_in(operations: Sequence[Operation]) -> Activation | None:
-    """The first function in a stage that is not affine, whole: x * sigmoid(x) is one function, not a product."""
+    """The first function in a stage that is not affine, whole: x * sigmoid(x) is one function, not a product; and x > 0 none
+    yet."""
     values: dict[int, Value] = {}
     found: Value | None = None
     named: dict[Composite, Activation] = {}
     for op in operations:
         value = _value(op, values)
         values[op.index] = value
-        if op.activation is not None:
+        if op.activation is not None and value[1].steps == (op.call,):
             named[value[1]] = op.activation
-        fresh = found is None and value[1] is not IDENTITY and value[1].affine is None
+        fresh = found is None and op.name not in COMPARISONS and value[1] is not IDENTITY and value[1].affine is None
         if fresh or (found is not None and value[0] == found[0] and value[1] is not IDENTITY):
             found = value
     if found is None:

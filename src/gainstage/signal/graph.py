@@ -12,7 +12,7 @@ from gainstage.signal.operations import Kind
 from gainstage.theory import Activation, Fans
 from gainstage.theory.composition import Step
 
-NETWORK_INPUT = -1  # the producer of tensors that come from outside; the stage in front of the first layer
+NETWORK_INPUT = -1  # the stage in front of the first layer; the producer of the network's first input, -2 of the second
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Operation:
     """One torch function call that carries signal.
 
     index: order of execution. module: path of the module it ran in. sources: for each tensor that carries signal among
-    its arguments, the operation that produced it (NETWORK_INPUT for tensors from outside) and which of its outputs that is.
-    sizes: elements of each of them. constants: tensors among its arguments that carry no signal and are no weights of a
-    layer or a normalisation. parameters: names of the model's parameters among its arguments. weight: which of them is the
+    its arguments, the operation that produced it (negative: from outside) and which of its outputs that is. sizes: elements
+    of each of them. constants: tensors among its arguments that carry no signal and are no weights of a layer or a
+    normalisation. parameters: names of the model's parameters among its arguments. weight: which of them is the
     layer's weight itself; empty where that is computed. settings: its arguments that are numbers or text. given: shape of
     its first input. shape: of its output; outputs: how many it has. call: what it computes, number by number.
     """
@@ -150,7 +150,7 @@ class Graph:
         return last
 
     def _stage_of(self, operation: int) -> int:
-        return NETWORK_INPUT if operation == NETWORK_INPUT else self.operations[operation].stage
+        return NETWORK_INPUT if operation < 0 else self.operations[operation].stage
 
     def consumers(self, stage: int) -> tuple[int, ...]:
         """Stages that take in the output of `stage`, as their layer's input or as a skip connection."""

@@ -12,7 +12,7 @@ from gainstage.errors import BadInput
 from gainstage.program import Loss, check_batch, run_loss, run_model, tensors_in
 from gainstage.signal.graph import NETWORK_INPUT, Graph
 from gainstage.signal.ledger import Ledger
-from gainstage.signal.prediction import source_field
+from gainstage.signal.prediction import source_fields
 from gainstage.signal.probes import Probes
 from gainstage.signal.rows import make_ledger
 from gainstage.signal.trace import Tracer
@@ -43,8 +43,8 @@ def _measure(model: nn.Module, loss: Loss, batch: Batch, samples: int) -> tuple[
     x, y = batch
     probes = Probes()
     tracer = Tracer(model, probes)
-    for tensor in tensors_in(x):
-        probes.stage_output(NETWORK_INPUT, NETWORK_INPUT, tensor.detach())
+    for number, tensor in enumerate(tensors_in(x)):
+        probes.stage_output(NETWORK_INPUT - number, NETWORK_INPUT, tensor.detach())
     try:
         with tracer.of(model, x):
             output = run_model(model, x)
@@ -54,8 +54,8 @@ def _measure(model: nn.Module, loss: Loss, batch: Batch, samples: int) -> tuple[
     finally:
         probes.detach()
     readings = probes.read()
-    source = source_field(graph, readings, x)
-    return graph, make_ledger(graph, readings, source, probes.units, samples, float(value.detach()))
+    sources = source_fields(graph, readings, x)
+    return graph, make_ledger(graph, readings, sources, probes.units, samples, float(value.detach()))
 
 
 def _backward(model: nn.Module, loss: Tensor, probes: Probes) -> None:

@@ -59,9 +59,12 @@ POINTWISE = {
     "abs", "absolute", "acos", "arccos", "asin", "arcsin", "asinh", "atan", "arctan", "ceil", "clamp", "clamp_max", "clamp_min",
     "clip", "cos", "cosh", "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expit", "expm1", "floor", "frac", "ge", "greater",
     "gt", "hardshrink", "heaviside", "le", "lerp", "less", "log", "log10", "log1p", "log2", "logaddexp", "logical_and",
-    "logical_not", "logical_or", "logsigmoid", "lt", "maximum", "minimum", "ne", "positive", "pow", "reciprocal", "rpow",
-    "rdiv", "rtruediv", "round", "rsqrt", "sgn", "sign", "sin", "sinc", "sinh", "softshrink", "sqrt", "square", "tan",
-    "tanhshrink", "threshold", "trunc", "where", "xlogy", "addcmul", "addcdiv",
+    "logical_not", "logical_or", "log_sigmoid", "lt", "masked_fill", "maximum", "minimum", "ne", "positive", "pow",
+    "reciprocal", "rpow", "rdiv", "rtruediv", "round", "rsqrt", "sgn", "sign", "sin", "sinc", "sinh", "softshrink", "sqrt",
+    "square", "tan", "tanhshrink", "threshold", "trunc", "where", "xlogy", "addcmul", "addcdiv",
+}  # fmt: skip
+COMPARISONS = {
+    "eq", "ge", "greater", "gt", "le", "less", "logical_and", "logical_not", "logical_or", "lt", "ne",
 }  # fmt: skip
 ATTENTIONS = {"scaled_dot_product_attention"}
 RECTIFIERS = ("relu", "relu6")  # exactly zero on one side: a unit can die
@@ -79,8 +82,8 @@ RANDOM = {"rand", "randn", "rand_like", "randn_like", "randint", "bernoulli"}  #
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """The bare name of a torch function: relu_ and __iadd__ are relu and iadd."""
-    return getattr(function, "__name__", type(function).__name__).strip("_")
+    """The bare name of a torch function: relu_ and __iadd__ are relu and iadd, torch.special.expit is expit."""
+    return getattr(function, "__name__", type(function).__name__).strip("_").removeprefix("special_")
 
 
 def is_silent(name: str) -> bool:

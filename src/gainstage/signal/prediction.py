@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gainstage.program import tensors_in
 from gainstage.signal import operations as ops
@@ -16,7 +17,7 @@ from gainstage.signal.graph import NETWORK_INPUT, Graph, Operation
 from gainstage.signal.statistics import position_gaps
 from gainstage.theory import operators as theory
 from gainstage.theory.field import Field, field
-from gainstage.theory.network import Node, Propagation, gradients, propagate
+from gainstage.theory.network import Node, Propagation, Reading, gradients, propagate
 from gainstage.theory.spatial import Axis, columns_for, coverage
 
 Readings = Mapping[tuple[str, int], float]
@@ -24,7 +25,24 @@ Readings = Mapping[tuple[str, int], float]
 
 def nodes_of(graph: Graph, readings: Readings, columns: int) -> list[Node]:
     """One node of theory an operation, with the sizes of the weights as they were read; columns: of the fields' gaps."""
-    return [_node(op, readings, columns) for op in graph.operations]
+    nodes = [_node(op, readings, columns) for op in graph.operations]
+    users: dict[Any, list[int]] = {}
+    for stage in graph.stages:
+        users.setdefault(stage.layer.weight or stage.layer.parameters or stage.index, []).append(stage.layer.index)
+    skips = any(stage.skips for stage in graph.stages)
+    for first, *others in filter(lambda found: len(found) > 1, users.values()):
+        for index in (first, *others):
+            nodes[index] = _shared(nodes[index], first, skips)
+    return nodes
+
+
+def _shared(node: Node, first: int, skips: bool) -> Node:
+    """A layer whose weights others have as well. What skips such a layer has met the same weights behind it: the gradients
+    that join are no longer independent."""
+    operator = node.operator
+    if skips and isinstance(operator, theory.Layer):
+        operator = replace(operator, fan_out=math.nan)
+    return replace(node, operator=operator, weights=first)
 
 
 def _node(op: Operation, readings: Readings, columns: int) -> Node:
@@ -53,8 +71,10 @@ def _layer(op: Operation, readings: Readings, columns: int) -> theory.Operator:
     bias = readings.get(("bias", op.stage), 0.0), readings.get(("bias_mean", op.stage), 0.0)
     stride = max(round(_mean(op.settings.get("stride", 1))), 1)
     if op.name in ops.TRANSPOSED:
+        kept = _kept(op, columns)
+        fan_in = op.fans.fan_out * kept * op.sizes[0] / math.prod(op.shape)
         upsampling = (stride, len(op.shape) - 2)
-        return theory.Layer(op.fans.fan_in, op.fans.fan_out, power, *bias, op.channels, upsampling=upsampling)
+        return theory.Layer(fan_in, op.fans.fan_out * kept, power, *bias, op.channels, upsampling=upsampling)
     covered = coverage(_axes(op), columns) if op.name in ops.CONVOLUTIONS else ()
     fan_out = op.fans.fan_in * (covered[0] if covered else 1.0) * math.prod(op.shape) / op.sizes[0]
     return theory.Layer(op.fans.fan_in, fan_out, power, *bias, op.channels, stride, coverage=covered)
@@ -70,6 +90,12 @@ def _axes(op: Operation) -> tuple[Axis, ...]:
         place = i - len(kernel)
         axes.append(Axis(op.given[place], op.shape[place], taps, _at(stride, i), around, spread))
     return tuple(axes)
+
+
+def _kept(op: Operation, columns: int) -> float:
+    """Share of what a transposed convolution spreads that its padding does not cut off: there input and output change
+    places."""
+    return coverage(tuple(axis._replace(size=axis.positions, positions=axis.size) for axis in _axes(op)), columns)[0]
 
 
 _TAPS = (("padding", 0), ("stride", 1), ("dilation", 1))
@@ -94,7 +120,10 @@ def _elementwise(op: Operation, readings: Readings) -> theory.Operator:
     if op.call is None or op.constants:
         return theory.Unknown()
     combine = "sum" if op.kind == "add" else "product" if "mul" in op.name else ""
-    return theory.Pointwise(op.call, combine, tuple(math.prod(op.shape) / max(size, 1) for size in op.sizes))
+    ratios = [math.prod(op.shape) / max(size, 1) for size in op.sizes]
+    if len(op.shape) > 2:  # what one number sends to several positions comes back from all of them, more or less alike
+        ratios = [ratio if ratio == 1 else math.nan for ratio in ratios]
+    return theory.Pointwise(op.call, combine, tuple(ratios))
 
 
 def _activation(op: Operation, readings: Readings) -> theory.Operator:
@@ -110,7 +139,7 @@ def _normalization(op: Operation, readings: Readings) -> theory.Operator:
     }
     positions = len(op.shape) > 2
     if op.name == "batch_norm" and op.settings.get("training"):
-        return theory.BatchNorm(**weights)
+        return theory.BatchNorm(**weights, samples=op.given[0])
     if op.name in ("layer_norm", "rms_norm"):
         shape = op.settings.get("normalized_shape", (op.shape[-1],))
         return theory.GroupNorm(shape[0], len(shape) > 1, centred=op.name == "layer_norm", **weights)
@@ -203,28 +232,29 @@ class Theory:
         return self.backward.get(self.forward.fields[operation].node, (math.nan, 0.0))
 
 
-def theory_from_input(graph: Graph, readings: Readings, source: Field) -> Theory:
-    """Theory along the whole network from its input alone; of the gradient, from the network's output (there 1, where it
+def theory_from_input(graph: Graph, readings: Readings, sources: Mapping[int, Field]) -> Theory:
+    """Theory along the whole network from its inputs alone; of the gradient, from the network's output (there 1, where it
     was not measured)."""
-    forward = propagate(nodes_of(graph, readings, source.gaps.shape[1]), {NETWORK_INPUT: source})
+    forward = propagate(nodes_of(graph, readings, columns_of(graph)), sources)
     start = {op: readings.get(("gradient", op), 1.0) for op in graph.outputs if op >= 0}
     return Theory(graph, forward, gradients(forward, start))
 
 
-def theory_stage_by_stage(graph: Graph, readings: Readings, source: Field) -> Theory:
+def theory_stage_by_stage(graph: Graph, readings: Readings, sources: Mapping[int, Field]) -> Theory:
     """Theory of each stage for what was measured in front of it (going back: behind it)."""
-    forward = propagate(nodes_of(graph, readings, source.gaps.shape[1]), {NETWORK_INPUT: source}, _measured(readings))
+    forward = propagate(nodes_of(graph, readings, columns_of(graph)), sources, _measured(readings))
     powers = {op: power for (quantity, op), power in readings.items() if quantity == "gradient" and op >= 0}
     return Theory(graph, forward, gradients(forward, powers))
 
 
-def _measured(readings: Readings) -> dict[int, tuple[float, float]]:
-    """Level and signal by operation, where both are finite."""
-    found = {}
+def _measured(readings: Readings) -> dict[int, Reading]:
+    """Level, signal and the gaps of positions far apart by operation, where they are finite."""
+    found: dict[int, Reading] = {}
     for (quantity, op), signal in readings.items():
         level = signal + readings.get(("offset", op), math.nan)
         if quantity == "signal" and op >= 0 and math.isfinite(level):
-            found[op] = (level, signal)
+            far = [gap for name in ("far", "far_across") if (gap := readings.get((name, op))) is not None]
+            found[op] = (level, signal, *far)
     return found
 
 
@@ -235,19 +265,25 @@ def columns_of(graph: Graph) -> int:
     return columns_for(max(sides, default=1)) if windows else 2
 
 
-def source_field(graph: Graph, readings: Readings, inputs: Any = None) -> Field:
-    """The network's input as a field. inputs: what the network was given; without it nothing is known of its positions."""
-    signal, offset = (readings.get((quantity, NETWORK_INPUT), math.nan) for quantity in ("signal", "offset"))
-    columns = columns_of(graph)
-    source = field(signal, offset, columns, origins=frozenset({(NETWORK_INPUT,)}), node=NETWORK_INPUT)
-    tensors = [t for t in tensors_in(inputs) if t.is_floating_point()]
-    if inputs is not None and all(t.ndim <= 2 for t in tensors):
-        return source
-    if len(tensors) != 1 or len(tensors[0]) < 2:
-        return replace(source, gaps=_nothing_known(columns, signal))
+def source_fields(graph: Graph, readings: Readings, inputs: Any = None) -> dict[int, Field]:
+    """The network's inputs as fields, by their numbers (NETWORK_INPUT and less). inputs: what the network was given; without
+    it nothing is known of their positions."""
     first = next((op for op in graph.operations if op.kind == "layer"), None)
-    channels_first = tensors[0].ndim > 3 or (first is not None and first.channel_dim == 1)
-    x = tensors[0].detach() if channels_first else tensors[0].detach().movedim(-1, 1)
+    channels_first = first is not None and first.channel_dim == 1
+    given = dict(enumerate(tensors_in(inputs)))
+    outside = {index for op in graph.operations for index in op.inputs if index < 0} | {NETWORK_INPUT}
+    columns = columns_of(graph)
+    return {i: _source(readings, i, given.get(NETWORK_INPUT - i), columns, channels_first) for i in outside}
+
+
+def _source(readings: Readings, place: int, tensor: Tensor | None, columns: int, channels_first: bool) -> Field:
+    signal, offset = (readings.get((quantity, place), math.nan) for quantity in ("signal", "offset"))
+    source = field(signal, offset, columns, origins=frozenset({(place,)}), node=place)
+    if tensor is not None and tensor.ndim <= 2:
+        return source
+    if tensor is None or tensor.is_meta or not tensor.is_floating_point() or len(tensor) < 2:
+        return replace(source, gaps=_nothing_known(columns, signal))
+    x = tensor.detach() if channels_first or tensor.ndim > 3 else tensor.detach().movedim(-1, 1)
     gaps = position_gaps(x, columns).double().cpu().numpy()
     gaps[0, 0], gaps[1, 0] = 0.0, signal
     return replace(source, gaps=gaps)

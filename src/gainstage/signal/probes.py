@@ -22,6 +22,7 @@ class WeightProbes(Observer):
 
     values: dict[Key, Tensor] = field(default_factory=dict)
     channel_dims: dict[int, int] = field(default_factory=dict)
+    channels: dict[int, int] = field(default_factory=dict)
     weights: dict[int, Tensor] = field(default_factory=dict)
 
     def layer(self, operation: Operation, weight: Tensor | None, bias: Tensor | None) -> None:
@@ -29,6 +30,8 @@ class WeightProbes(Observer):
         if weight is None:
             return
         self.weights[operation.stage] = weight
+        groups = operation.settings.get("groups", 1)
+        self.channels[operation.stage] = weight.shape[1] * groups if operation.name in ops.TRANSPOSED else len(weight)
         self.values["weight", operation.stage] = statistics.mean_square(weight)
         if bias is not None:
             self.values["bias", operation.stage] = statistics.mean_square(bias)
@@ -51,11 +54,12 @@ class WeightProbes(Observer):
         self.values["constant_by_position", operation.index] = values.new_tensor(float(places))
 
     def read(self) -> dict[Key, float]:
-        """All values, moved from the device in one transfer."""
-        if not self.values:
+        """All values, moved from the device in one transfer; none from a device that has no values."""
+        values = {key: value for key, value in self.values.items() if not value.is_meta}
+        if not values:
             return {}
-        packed = torch.stack([value.detach().reshape(()).float() for value in self.values.values()])
-        return dict(zip(self.values, packed.tolist(), strict=True))
+        packed = torch.stack([value.detach().reshape(()).float() for value in values.values()])
+        return dict(zip(values, packed.tolist(), strict=True))
 
 
 @dataclass
@@ -73,9 +77,13 @@ class Probes(WeightProbes):
             signals, offset = statistics.unit_signals(values if tensor.ndim < 2 else tensor)
             self.values["signal", operation], self.values["offset", operation] = signals.mean(), offset
             self.values["similarity", operation] = statistics.similarity(values)
-            if signals.ndim and signals.numel() > 1:
-                channel_dim = self.channel_dims.get(stage, -1)  # of the tensor; its units have no dimension of samples
-                self.values["spread", operation] = statistics.relative_variance(signals, max(channel_dim - 1, -1))
+            if stage in self.channels:
+                channel_dim = max(self.channel_dims[stage] - 1, -1)  # the units have no dimension of samples
+                spread = statistics.relative_variance(signals, channel_dim, self.channels[stage])
+                self.values["spread", operation] = spread
+                if tensor.ndim > 2 and signals.shape[channel_dim] == self.channels[stage]:
+                    gaps = statistics.far_gaps(tensor if channel_dim == 0 else tensor.movedim(-1, 1))
+                    self.values["far", operation], self.values["far_across", operation] = gaps
         self.units[operation] = values.shape[1]
         if tensor.requires_grad:
             self.handles.append(tensor.register_hook(self._gradient_probe(operation)))

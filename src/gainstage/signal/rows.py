@@ -10,13 +10,22 @@ from gainstage.signal.graph import NETWORK_INPUT, Graph, Stage
 from gainstage.signal.ledger import Ledger, Row
 from gainstage.signal.prediction import Readings, Theory, theory_stage_by_stage
 from gainstage.theory.field import Field
+from gainstage.theory.propagation import SILENCE
+
+FEW = 4  # as many units' worth of theory's own upper bound goes into the spread over the units
+PRECISION = 0.0025  # of theory's gains: samples and positions that are not all alike, moments that were drawn
 
 
 def make_ledger(
-    graph: Graph, readings: Readings, source: Field, units: Mapping[int, int], samples: int, loss: float | None
+    graph: Graph,
+    readings: Readings,
+    sources: Mapping[int, Field],
+    units: Mapping[int, int],
+    samples: int,
+    loss: float | None,
 ) -> Ledger:
-    """The ledger of a graph from the readings (mean squares and shares) of its stages; `source`: the network's input."""
-    theory = theory_stage_by_stage(graph, readings, source)
+    """The ledger of a graph from the readings (mean squares and shares) of its stages; `sources`: the network's inputs."""
+    theory = theory_stage_by_stage(graph, readings, sources)
     rows = tuple(_row(graph, stage, readings, theory, units) for stage in graph.stages)
     unknown = tuple(dict.fromkeys(f"{op.name} in {op.module or '(model)'}" for op in graph.unknown))
     return Ledger(rows, _source_row(graph, readings, units), samples, loss, graph.coverage, unknown)
@@ -69,12 +78,13 @@ def _expected_gain(
 ) -> dict[str, float | None]:
     """Theory's gain of the signal for the level that really came in, and its standard error."""
     given, expected = readings.get(("signal", before)), theory.level(after)
-    if not given or not expected.known or ("signal", after) not in readings:
+    if given is None or not SILENCE < given < math.inf or not expected.known or ("signal", after) not in readings:
         return {}
     gain = math.sqrt(max(expected.signal, 0.0) / given)
-    # units are independent draws: their spread says how far their mean may be from what theory expects of it; what is
-    # assumed of the positions in front of a window is no better known than theory knows its levels
-    spread = readings.get(("spread", after), expected.variance)
+    # units are independent draws: their spread says how far their mean may be from what theory expects of it, less surely
+    # the fewer they are; what is assumed of the positions in front of a window is no better known than theory knows its levels
+    spread, units = readings.get(("spread", after), math.nan), stage.layer.channels
+    spread = expected.variance if math.isnan(spread) else spread + FEW / (units + FEW) * (expected.variance - spread)
     windows = any(op.kind in ("pool", "attention") for op in stage.operations)
     return {"expected_gain": gain, "gain_error": _error(gain, spread + windows * expected.variance)}
 
@@ -91,7 +101,7 @@ def _expected_backward_gain(theory: Theory, readings: Readings, before: int, aft
 
 def _error(gain: float, variance: float) -> float | None:
     """Standard error of a gain from the variance of the power's logarithm."""
-    return gain * math.sqrt(variance) / 2 if math.isfinite(variance) else None
+    return gain * math.sqrt(variance / 4 + PRECISION**2) if math.isfinite(variance) else None
 
 
 def _root(readings: Readings, quantity: str, index: int) -> float | None:

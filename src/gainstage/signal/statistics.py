@@ -28,11 +28,30 @@ def unit_signals(x: Tensor) -> tuple[Tensor, Tensor]:
     return signals, (centre.square().mean() - signals.mean() / len(x)).clamp_min(0)
 
 
-def relative_variance(signals: Tensor, channel_dim: int) -> Tensor:
+def relative_variance(signals: Tensor, channel_dim: int, channels: int) -> Tensor:
     """Of the mean of the units' signal powers, if channels are independent draws: the variance of the channels' own mean
-    powers, over their number and the squared mean. channel_dim: of `signals`, which have no dimension of samples."""
-    powers = signals.movedim(channel_dim, 0).flatten(1).mean(1) if signals.ndim > 1 else signals
+    powers, over their number and the squared mean. signals: they have no dimension of samples. channel_dim: where they had
+    their channels in the layer's output; reshaped, the dimension with as many numbers as channels is taken, or a part. NaN
+    for a single channel, and where nothing differs between samples."""
+    powers = _by_channel(signals, channel_dim, channels).flatten(1).mean(1)
+    if len(powers) < 2:
+        return powers.new_tensor(torch.nan)
     return powers.var() / len(powers) / powers.mean().square()
+
+
+def _by_channel(signals: Tensor, channel_dim: int, channels: int) -> Tensor:
+    """The same with its channels in the first dimension and at least one behind it."""
+    if signals.ndim == 1 and len(signals) % channels == 0:  # positions and channels in one
+        return signals.reshape(channels, -1) if channel_dim == 0 else signals.reshape(-1, channels).T
+    if signals.ndim > 1 and signals.shape[channel_dim] != channels and channels in signals.shape:
+        channel_dim = list(signals.shape).index(channels)
+    return signals.movedim(channel_dim, 0).unsqueeze(-1)
+
+
+def far_gaps(x: Tensor) -> Tensor:
+    """The last column of position_gaps alone."""
+    x = x.detach().float()
+    return x.square().mean() - _everywhere(x)
 
 
 def position_gaps(x: Tensor, columns: int) -> Tensor:

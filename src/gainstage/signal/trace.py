@@ -78,8 +78,8 @@ class Tracer(TorchFunctionMode):
     def of(self, model: nn.Module, inputs: Any) -> Iterator[None]:
         """Active while the model's forward pass on `inputs` runs inside; its hooks are gone afterwards, also after an
         error."""
-        for tensor in tensors_in(inputs):
-            self._producers[tensor] = FROM_OUTSIDE
+        for number, tensor in enumerate(tensors_in(inputs)):
+            self._producers[tensor] = (NETWORK_INPUT - number, 0)
         with ExitStack() as stack:
             for module in list(model.modules())[1:]:  # the model itself is the bottom of the stack
                 stack.callback(module.register_forward_pre_hook(self._enter_module).remove)
@@ -126,7 +126,8 @@ class Tracer(TorchFunctionMode):
         self._tell_before(operation, data, args, kwargs)
         result = func(*args, **kwargs)
         masks = ops.is_elementwise(operation.kind) and any(t.is_floating_point() or t.dtype == torch.bool for t in data)
-        outputs = [t for t in tensors_in(result) if t.is_floating_point() or t.is_complex() or masks]
+        made = args[0] if name == "setitem" else result  # x[mask] = value puts out nothing and changes x
+        outputs = [t for t in tensors_in(made) if t.is_floating_point() or t.is_complex() or masks]
         if not outputs:
             return result
         operation = replace(operation, shape=tuple(outputs[0].shape), outputs=len(outputs))
@@ -189,7 +190,7 @@ class Tracer(TorchFunctionMode):
         settings = {k: v for k, v in settings.items() if isinstance(v, (bool, int, float, str, tuple))}
         if kind == "layer" and isinstance(given.get("weight"), Tensor):
             settings["kernel"] = tuple(given["weight"].shape[2:])
-        if name == "prelu" and isinstance(given.get("weight"), Tensor):
+        if name == "prelu" and isinstance(given.get("weight"), Tensor) and not given["weight"].is_meta:
             settings["slope"] = float(given["weight"].detach().mean())
         return Operation(
             index=len(self.operations),
@@ -227,7 +228,7 @@ class Tracer(TorchFunctionMode):
         return self._producers.get(tensor) or FROM_OUTSIDE
 
     def _stage_of(self, operation: int) -> int:
-        return NETWORK_INPUT if operation == NETWORK_INPUT else self.operations[operation].stage
+        return NETWORK_INPUT if operation < 0 else self.operations[operation].stage
 
     def _tell_before(self, operation: Operation, data: Sequence[Tensor], args, kwargs) -> None:
         """Tensors that cross from one stage into another are the outputs of the stage they leave."""

@@ -100,7 +100,7 @@ def _restore_gradient(parameter: nn.Parameter, grad: torch.Tensor | None, copy: 
 
 def _restore_values(tensor: torch.Tensor | None, copy: torch.Tensor | None) -> None:
     """Write only where something changed: a needless write would invalidate a graph that the user still holds."""
-    if tensor is None or copy is None or torch.equal(tensor, copy):
+    if tensor is None or copy is None or tensor.is_meta or torch.equal(tensor, copy):
         return
     with torch.no_grad():
         tensor.copy_(copy)

@@ -64,7 +64,7 @@ def _kinks(function: Callable[[Tensor], Tensor]) -> tuple[float, ...]:
 @lru_cache(maxsize=256)
 def _responsive(function: Callable[[Tensor], Tensor], share: float = 0.05) -> tuple[float, float]:
     z = torch.linspace(-60, 60, 240_001, dtype=torch.float64)
-    slope = derivative(function, z).abs()
+    slope = derivative(function, z).abs().nan_to_num(0.0, 0.0)
     alive = (slope >= share * slope.max()).nonzero().flatten()
     low = -math.inf if alive[0] == 0 else float(z[alive[0]])
     high = math.inf if alive[-1] == len(z) - 1 else float(z[alive[-1]])

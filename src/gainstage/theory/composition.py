@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gainstage.theory.activations import Activation
 
-PROBES = (-3.0, -1.0, 0.0, 1.0, 2.0, 7.0)  # where a function is asked whether it is affine
+PROBES = (-3.25, -1.375, 0.0, 1.0, 2.625, 7.75)  # where a function is asked whether it is affine
 
 
 @dataclass(frozen=True)
@@ -108,21 +108,12 @@ def compose(call: Step, inner: Sequence[Composite]) -> Composite:
     return Composite(tuple(steps), place)
 
 
-def _merge(steps: dict[Step, int], function: Composite, variable: int = 0) -> int:
-    """Enter a function's steps, with value number `variable` in place of z; returns the number of its result."""
-    places = [variable]
+def _merge(steps: dict[Step, int], function: Composite) -> int:
+    """Enter a function's steps under their new numbers; returns the number of its result."""
+    places = [0]
     for step in function.steps:
         places.append(steps.setdefault(step.renumbered(places), len(steps) + 1))
     return places[function.result]
-
-
-def shifted(function: Composite, offset: float) -> Composite:
-    """z -> function(z + offset)."""
-    if offset == 0:
-        return function
-    steps = {Step(torch.add, (Slot(0), offset)): 1}
-    result = _merge(steps, function, variable=1)
-    return Composite(tuple(steps), result)
 
 
 def pointwise(function: Callable[..., Any]) -> Composite:

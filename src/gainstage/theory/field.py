@@ -79,10 +79,12 @@ class Field:
         gaps[1] = self.gaps[1, 0]
         return replace(self, gaps=gaps)
 
-    def measured(self, level: float, signal: float, node: int) -> Field:
-        """The same brought to a level and a signal that were measured, as an origin of its own certainty."""
+    def measured(self, level: float, signal: float, node: int, far: Sequence[float] = ()) -> Field:
+        """The same brought to a level and a signal that were measured, as an origin of its own certainty. far: measured gaps
+        of any two positions, in one sample and in two, where they are known."""
         scale = signal / self.signal if self.signal > 0 else math.nan
         gaps = self.gaps * scale
+        gaps[:, FAR] = far or gaps[:, FAR]
         gaps[0, 0], gaps[1, 0] = 0.0, signal
         mean = self.mean * math.sqrt(level / self.level) if self.level > 0 else 0.0
         fresh = {"variance": 0.0, "inherited": 0.0, "pre": None, "function": IDENTITY, "node": node}
@@ -102,9 +104,11 @@ def field(signal: float, offset: float = 0.0, columns: int = 2, **settings) -> F
 
 
 def unknown(inputs: Iterable[Field], columns: int) -> Field:
-    """No prediction; made of everything that its inputs are made of."""
-    origins = frozenset[Origin]().union(*(f.origins for f in inputs))
-    return Field(math.nan, np.full((2, columns), math.nan), math.nan, origins=origins)
+    """No prediction; made of everything that its inputs are made of, and no more certain."""
+    given = tuple(inputs)
+    origins = frozenset[Origin]().union(*(f.origins for f in given))
+    units = min((f.units for f in given), default=math.inf)
+    return Field(math.nan, np.full((2, columns), math.nan), math.nan, units=units, origins=origins)
 
 
 def independent(fields: Sequence[Field]) -> bool:

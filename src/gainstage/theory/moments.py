@@ -13,14 +13,15 @@ from gainstage.errors import BadInput
 from gainstage.theory.activations import Activation
 from gainstage.theory.quadrature import derivative, gaussian_nodes
 
+HERMITE_ORDER = 64
 # the half difference of two samples is integrated over a smooth weight: plain Gauss-Hermite converges there
-_HERMITE_NODES, _HERMITE_WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(64))
+_HERMITE_NODES, _HERMITE_WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(HERMITE_ORDER))
 _HERMITE_WEIGHTS = _HERMITE_WEIGHTS / _HERMITE_WEIGHTS.sum()
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments of f(z) for z ~ N(0, q).
+    """Moments of f(z) for z ~ N(mean, q).
 
     mean = E f, second = E f^2, slope = E f'^2 (mean square derivative), fourth = E f'^4, all dimensionless.
     """
@@ -48,9 +49,10 @@ class Moments:
 
 
 @lru_cache(maxsize=4096)
-def moments(activation: Activation, q: float = 1.0) -> Moments:
-    """Moments of `activation` at pre-activation variance `q`, by quadrature split at the activation's kinks."""
-    z, weights = gaussian_nodes(q, activation.kinks)
+def moments(activation: Activation, q: float = 1.0, mean: float = 0.0) -> Moments:
+    """Moments of `activation` at pre-activation variance `q` around `mean`, by quadrature split at the activation's kinks."""
+    z, weights = gaussian_nodes(q, [kink - mean for kink in activation.kinks])
+    z = z + mean
     value, slope = activation.function(z), derivative(activation.function, z)
     return Moments(
         q=q,
@@ -73,23 +75,24 @@ def finite_moments(activation: Activation, q: float = 1.0) -> Moments:
 
 
 @lru_cache(maxsize=8192)
-def pair_moments(activation: Activation, q: float, gap: float) -> tuple[float, float]:
+def pair_moments(activation: Activation, q: float, gap: float, mean: float = 0.0) -> tuple[float, float]:
     """(power, excess) of the difference that an activation leaves between two values.
 
-    The values are jointly Gaussian with variance `q` each and half mean squared difference `gap`, 0 <= gap <= 2 q. power:
-    E d^2 / 2 with d = f(z1) - f(z2). excess: E d^4 / (E d^2)^2 - 1, the relative variance of d^2. Written with the
-    independent half sum and half difference, so that nothing cancels when the two are nearly alike (Poole 2016, the
-    correlation map).
+    The values are jointly Gaussian with variance `q` around `mean` each and half mean squared difference `gap`, which lies
+    between 0 and 2 q. power: E d^2 / 2 with d = f(z1) - f(z2). excess: E d^4 / (E d^2)^2 - 1, the relative variance of d^2.
+    Written with the independent half sum and half difference, so that nothing cancels when the two are nearly alike
+    (Poole 2016, the correlation map).
     """
     if gap <= 0:
         return 0.0, 0.0
     gap = min(gap, 2 * q)
-    common, weights = gaussian_nodes(max(q - gap / 2, 1e-12 * q), activation.kinks)
+    common, weights = gaussian_nodes(max(q - gap / 2, 1e-12 * q), [kink - mean for kink in activation.kinks])
+    common = common + mean
     half_difference = _HERMITE_NODES[:, None] * math.sqrt(gap / 2)
     square = (activation.function(common + half_difference) - activation.function(common - half_difference)) ** 2
     weights = _HERMITE_WEIGHTS[:, None] * weights
     second = float((weights * square).sum())
-    return second / 2, float((weights * square**2).sum()) / second**2 - 1 if second > 0 else 0.0
+    return second / 2, float((weights * (square / second) ** 2).sum()) - 1 if second > 0 else 0.0
 
 
 def signal_power(activation: Activation, q: float, signal: float) -> float:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
 
 from gainstage.theory.composition import IDENTITY
 from gainstage.theory.field import Field
 from gainstage.theory.operators import Edge, Layer, Operator, Pointwise
 
-Reading: TypeAlias = tuple[float, float]  # level and signal, powers
+Reading: TypeAlias = tuple[float, ...]  # level and signal, powers; then, where known, the gaps of any two positions
 
 
 @dataclass(frozen=True)
 class Node:
     """One operation: what it does, and which operations' outputs it takes in (a negative number for a tensor from outside),
     each with the number of the output that it takes of one with several. flat: its output has no positions. parts: how many
-    outputs it has, each with units of its own. selects: it hands on some of the numbers, or copies."""
+    outputs it has, each with units of its own. selects: it hands on some of the numbers, or copies. weights: the first node
+    that has a layer's weights, where it is not the only one."""
 
     operator: Operator
     inputs: tuple[tuple[int, int], ...]
     flat: bool = False
     parts: int = 1
     selects: bool = False
+    weights: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,8 @@ def propagate(
 ) -> Propagation:
     """Fields from the `sources` (those from outside, by their negative numbers) through all nodes.
 
-    readings: (level, signal) measured behind some nodes. What follows such a node is predicted from what was measured
-    there, with the predicted proportions between positions.
+    readings: measured behind some nodes. What follows such a node is predicted from what was measured there, with the
+    predicted proportions between positions, of which only those far apart are measured.
     """
     predicted: list[Field] = []
     fields: list[Field] = []
@@ -58,12 +63,19 @@ def propagate(
     inner = _inner(nodes, readings or {})
     for index, node in enumerate(nodes):
         inputs = [take(*source) for source in node.inputs]
-        bare = node.operator.composed(inputs) if index in inner and isinstance(node.operator, Pointwise) else None
-        after, back = node.operator.through(inputs) if bare is None else (bare, [])
+        after, back = _through(node, inputs, index in inner)
         predicted.append(_settled(node, index, after, inputs))
         fields.append(_corrected(predicted[-1], node, index, (readings or {}).get(index)))
         edges.append(tuple(_shared(edge, nodes) for edge in back))
     return Propagation(tuple(predicted), tuple(fields), tuple(edges))
+
+
+def _through(node: Node, inputs: Sequence[Field], inner: bool) -> tuple[Field, Sequence[Edge]]:
+    bare = node.operator.composed(inputs) if inner and isinstance(node.operator, Pointwise) else None
+    if bare is not None:
+        return bare, []
+    with np.errstate(all="ignore"):  # infinite levels are no prediction, not an error
+        return node.operator.through(inputs)
 
 
 def _inner(nodes: Sequence[Node], readings: Mapping[int, Reading]) -> set[int]:
@@ -95,7 +107,8 @@ def _settled(node: Node, index: int, after: Field, inputs: Sequence[Field]) -> F
         return replace(_part(after, index), node=index)
     if any(after is before for before in inputs):
         return after
-    origins = frozenset({(index,)}) if isinstance(node.operator, Layer) else after.origins
+    weights = index if node.weights is None else node.weights
+    origins = frozenset({(weights,)}) if isinstance(node.operator, Layer) else after.origins
     return replace(after, node=index, origins=origins)
 
 
@@ -103,7 +116,8 @@ def _corrected(field: Field, node: Node, index: int, reading: Reading | None) ->
     """The field brought to what was measured."""
     if reading is None:
         return field
-    field = field.measured(*reading, node=index)
+    level, signal, *far = reading
+    field = field.measured(level, signal, index, far)
     return field.flat if node.flat else field
 
 
@@ -111,20 +125,38 @@ def gradients(nodes: Propagation, powers: Mapping[int, float]) -> dict[int, tupl
     """Power of the gradient with respect to the output of every node, and the variance of its logarithm.
 
     powers: known ones, by node: that of the network's output, to start from, and measured ones, from which the prediction
-    goes on. What several readers of an output send back adds up.
+    goes on. What several readers of an output send back adds up. NaN where nothing arrives: behind no output, or a step of a
+    function that was worked out as a whole.
     """
-    arrived: dict[int, float] = {}
-    spread: dict[int, float] = {}
+    arrived: dict[int, _Arrival] = {}
     found: dict[int, tuple[float, float]] = {}
     for node in range(len(nodes.fields) - 1, -1, -1):
-        power, variance = arrived.get(node, 0.0), spread.get(node, 0.0)
-        found[node] = power, variance / power**2 if power > 0 else 0.0
-        if node in powers:
-            power, variance = powers[node], 0.0
-        for edge in nodes.edges[node]:
-            share = power * edge.factor
-            arrived[edge.node] = arrived.get(edge.node, 0.0) + share
-            relative = (variance / power**2 if power > 0 else 0.0) + edge.variance
-            spread[edge.node] = spread.get(edge.node, 0.0) + relative * share**2
-    found.update({node: (power, 0.0) for node, power in arrived.items() if node < 0})
+        start = _Arrival(powers[node], 0.0) if node in powers else None
+        here = arrived.get(node) or start
+        found[node] = (here.power, here.relative) if here else (math.nan, 0.0)
+        sent = start or here
+        for edge in nodes.edges[node] if sent else ():
+            before = arrived.get(edge.node, _Arrival(0.0, 0.0))
+            arrived[edge.node] = before.joined(sent, edge)
+    found.update({node: (here.power, here.relative) for node, here in arrived.items() if node < 0})
     return found
+
+
+class _Arrival(NamedTuple):
+    """Power of a gradient that has arrived, and its variance."""
+
+    power: float
+    variance: float
+
+    @property
+    def relative(self) -> float:
+        return self.variance / self.power / self.power if self.power > 0 else 0.0
+
+    def joined(self, behind: _Arrival, edge: Edge) -> _Arrival:
+        """With what comes along an edge from behind: of the product of the two, with a mean of zero, is left what the edge's
+        finite width leaves; what is behind may err as what is here does (both came through the same layers), and then their
+        errors add up."""
+        share = behind.power * edge.factor
+        alone, mixed = (behind.relative + edge.variance) * share * share, 2 * edge.variance * share * self.power
+        alike = 2 * math.sqrt(self.variance * behind.relative) * share
+        return _Arrival(self.power + share, self.variance + alone + mixed + alike)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+import torch
 
 from gainstage.theory import pooling, propagation
 from gainstage.theory.composition import Composite, Step
@@ -107,8 +109,9 @@ class Pointwise(Operator):
     def forward(self, fields: Sequence[Field]) -> Field:
         if len(fields) == 1:
             return propagation.through_function(fields[0], Composite((self.call,), 1))
-        combined = {"sum": propagation.through_sum, "product": propagation.through_product}.get(self.combine)
-        return combined(fields) if combined else unknown(fields, fields[0].gaps.shape[1])
+        if self.combine == "sum":
+            return propagation.through_sum(fields, self._factors(len(fields)))
+        return propagation.through_product(fields) if self.combine else unknown(fields, fields[0].gaps.shape[1])
 
     def backward(self, fields: Sequence[Field]) -> Sequence[float]:
         ratios = self.ratios or (1.0,) * len(fields)
@@ -116,11 +119,16 @@ class Pointwise(Operator):
             affine = Composite((self.call,), 1).affine
             return [affine[0] ** 2 if affine else math.nan]
         if self.combine == "sum":
-            return ratios
+            return [r * factor**2 for r, factor in zip(ratios, self._factors(len(fields)), strict=True)]
         total = math.prod(f.level for f in fields)
         return [
             total / f.level * r if self.combine and f.level else math.nan for f, r in zip(fields, ratios, strict=True)
         ]
+
+    def _factors(self, count: int) -> list[float]:
+        """What a sum multiplies each of its parts by: 1, -1, or what the call was given as alpha."""
+        nothing = self.call(torch.zeros(count, dtype=torch.float64))
+        return [float(self.call(one) - nothing) for one in torch.eye(count, dtype=torch.float64)]
 
 
 @dataclass(frozen=True)
@@ -153,15 +161,20 @@ class Shift(Operator):
 
 @dataclass(frozen=True)
 class BatchNorm(Operator):
-    """Batch normalisation in training; scale, shift: mean squares."""
+    """Batch normalisation in training; scale, shift: mean squares. samples: of the batch, by whose biased variance it
+    divides; without positions the unbiased one, the signal, is then known."""
 
     scale: float = 1.0
     shift: float = 0.0
     mean: float = 0.0
     eps: float = 1e-5
+    samples: float = math.inf
 
     def forward(self, fields: Sequence[Field]) -> Field:
-        return propagation.through_batch_norm(fields[0], self.scale, self.shift, self.mean, self.eps)
+        after = propagation.through_batch_norm(fields[0], self.scale, self.shift, self.mean, self.eps)
+        if fields[0].gaps[0].any() or not 1 < self.samples < math.inf:
+            return after
+        return replace(after, gaps=after.gaps * self.samples / (self.samples - 1))
 
     def backward(self, fields: Sequence[Field]) -> Sequence[float]:
         return [self.scale * propagation.batch_norm_factor(fields[0], self.eps)]
@@ -184,10 +197,8 @@ class GroupNorm(Operator):
         return propagation.through_group_norm(fields[0], *settings)
 
     def backward(self, fields: Sequence[Field]) -> Sequence[float]:
-        plain = propagation.through_group_norm(
-            fields[0], self.group, self.over_positions, eps=self.eps, centred=self.centred
-        )
-        return [self.scale * plain.signal / fields[0].signal if fields[0].signal > 0 else math.nan]
+        settings = (self.group, self.over_positions, self.eps, self.centred)
+        return [self.scale * propagation.group_norm_factor(fields[0], *settings)]
 
 
 @dataclass(frozen=True)
@@ -200,7 +211,7 @@ class Dropout(Operator):
 
     def forward(self, fields: Sequence[Field]) -> Field:
         if self.alpha:
-            return propagation.through_alpha_dropout(fields[0], self.rate)
+            return propagation.through_alpha_dropout(fields[0], self.rate, self.whole_channels)
         return propagation.through_dropout(fields[0], self.rate, self.whole_channels)
 
     def backward(self, fields: Sequence[Field]) -> Sequence[float]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gainstage.theory.composition import IDENTITY, Composite, shifted
+from gainstage.theory.composition import IDENTITY, Composite
 from gainstage.theory.field import FAR, Field, independent, unknown
 from gainstage.theory.quadrature import derivative
 from gainstage.theory.spatial import distances, windowed
@@ -54,15 +54,16 @@ def _maxima(field: Field, window: tuple[int, ...], stride: int) -> _Maxima | Non
     if not pre.known or np.isnan(pre.gaps).any():
         return None
     inside = float(windowed(window, stride, pre.gaps.shape[1])[0] @ pre.gaps[0]) * size / max(size - 1, 1)
-    return _Maxima(shifted(function, pre.mean), size, max(pre.level - pre.mean**2, 0.0), inside)
+    return _Maxima(function, pre.mean, size, max(pre.level - pre.mean**2, 0.0), inside)
 
 
 @dataclass(frozen=True)
 class _Maxima:
-    """The maximum of function(z) over `size` values z of variance `power`, any two of them with half mean squared
-    difference `inside`."""
+    """The maximum of function(z) over `size` values z of variance `power` around `mean`, any two of them with half mean
+    squared difference `inside`."""
 
     function: Composite
+    mean: float
     size: int
     power: float
     inside: float
@@ -95,7 +96,11 @@ class _Maxima:
         alike = 1.0 if self.inside <= 0 else min(max((others - same) / self.inside, -1.0), 1.0)
         if which:
             inner = alike * inner + math.sqrt(1 - alike**2) * fresh
-        z = math.sqrt(max(self.power - others, 0.0)) * common[:, None] + math.sqrt(max(self.inside, 0.0)) * inner
+        z = (
+            self.mean
+            + math.sqrt(max(self.power - others, 0.0)) * common[:, None]
+            + math.sqrt(max(self.inside, 0.0)) * inner
+        )
         return z + math.sqrt(max(others - self.inside, 0.0)) * own[which][:, None]
 
 
@@ -115,20 +120,22 @@ def through_attention(
 ) -> Field:
     """Behind softmax(scale query . key) value over `tokens` tokens, for logits of small variance.
 
-    Logits of independent queries and keys differ between tokens with variance s^2 = width scale^2 |query|^2 gap(key); their
-    softmax has mean square weight exp(s^2) / tokens^2. No prediction for s^2 > 1, where single tokens win. causal: token i
-    averages over the first i alone, on average over H/tokens of them with the harmonic number H.
+    Logits of independent queries and keys differ between tokens with variance s^2 = width scale^2 |query|^2 gap(key); the
+    squares of the weights of their softmax over n tokens add up to about e / (n - 1 + e) with e = exp(s^2). No prediction for
+    s^2 > 1, where single tokens win. causal: token i averages over the first i alone.
     """
     columns = value.gaps.shape[1]
     factor = 1 / width if scale is None else scale**2
     spread = width * factor * query.level * float(key.gaps[0, FAR])
     if not independent([query, key, value]) or not spread <= MOST_LOGIT_POWER:
         return unknown([query, key, value], columns)
-    harmonic = sum(1 / i for i in range(1, tokens + 1))
-    weight = harmonic / tokens if causal else 1 / tokens
-    between = 2 / tokens * (1 - weight) if causal else 1 / tokens  # of two positions: E 1 / (the later one's number)
+    sharp, seen = math.exp(spread), range(1, tokens + 1) if causal else (tokens,)
+    squares = sum(sharp / (n - 1 + sharp) for n in seen) / len(seen)
+    weight = sum(1 / n for n in seen) / len(seen)
+    # of two different positions: E 1 / (the later one's number)
+    between = 2 / max(tokens - 1, 1) * (1 - weight) if causal else weight
     far, near = value.level - value.gaps[:, FAR], value.level - value.gaps[:, 0]
-    level = float(far[0] + min(math.exp(spread) * weight, 1.0) * (near[0] - far[0]))
+    level = float(far[0] + squares * (near[0] - far[0]))
     covariances = np.repeat((far + between * (near - far))[:, None], columns, axis=1)
     covariances[1, 0] = far[1] + weight * (near[1] - far[1])
     gaps = np.maximum(level - covariances, 0.0)

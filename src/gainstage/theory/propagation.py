@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gainstage.theory.composition import IDENTITY, Composite, Step, compose, shifted
+from gainstage.theory.composition import IDENTITY, Composite, Step, compose
 from gainstage.theory.field import FAR, Field, independent, shared_source, unknown
 from gainstage.theory.moments import Moments, moments, pair_moments
 from gainstage.theory.quadrature import gaussian_nodes
@@ -69,9 +69,10 @@ def through_function(field: Field, function: Composite) -> Field:
     q = field.level - field.mean**2
     if q < SILENCE:
         q = SILENCE
-    activation = shifted(function, field.mean).activation
-    at = moments(activation, q)
-    pairs = {gap: pair_moments(activation, q, gap) for gap in set(field.gaps.ravel().tolist()) if math.isfinite(gap)}
+    activation = function.activation
+    at = moments(activation, q, field.mean)
+    gaps = {gap for gap in field.gaps.ravel().tolist() if math.isfinite(gap)}
+    pairs = {gap: pair_moments(activation, q, gap, field.mean) for gap in gaps}
     power = np.vectorize(lambda gap: pairs[gap][0] if gap in pairs else math.nan, otypes=[float])
     excess = pairs.get(field.signal, (0.0, 0.0))[1]
     return replace(
@@ -89,7 +90,7 @@ def through_function(field: Field, function: Composite) -> Field:
 def slopes(field: Field, function: Composite) -> Moments:
     """Moments of a function of a Gaussian field, for the gradient on its way back: E f'^2 is the factor on its power."""
     q = max(field.level - field.mean**2, SILENCE)
-    return moments(shifted(function, field.mean).activation, q)
+    return moments(function.activation, q, field.mean)
 
 
 def _through_affine(field: Field, slope: float, shift: float) -> Field:
@@ -159,7 +160,7 @@ def batch_norm_factor(field: Field, eps: float = 0.0) -> float:
 
 def _divided(signal: float, pattern: float) -> tuple[float, float]:
     """E 1 / (signal + pattern z^2) and E z^2 / (signal + pattern z^2) for z ~ N(0, 1)."""
-    if not signal > 0:
+    if signal <= 0:  # not so for NaN, no prediction
         return 0.0, 0.0
     z, weights = gaussian_nodes(1.0)
     shares = weights / (signal + pattern * z**2)
@@ -180,14 +181,29 @@ def through_group_norm(
     `group` units of a group (1: instance normalisation), at each position (layer normalisation of tokens) or over all
     positions. centred=False: divided by the root mean square alone (RMS normalisation)."""
     covariances = field.level - field.gaps
-    shared = covariances[:, -1:] if over_positions else covariances
-    centre = (shared / group + (1 - 1 / group) * field.mean**2) if centred else np.zeros((2, 1))
+    centre = _centre(field, group, over_positions, centred)
     left = covariances - centre
     variance = float(left[0, 0])
     factor = scale / (variance + eps) if variance + eps > 0 else 0.0
     gaps = factor * (variance - left)
     gaps[1, 0] = factor * (field.signal - float(np.ravel(centre[0])[0] - np.ravel(centre[1])[0]))
-    return _normalised(field, factor * variance + shift, gaps, mean)
+    left_mean = 0.0 if centred else math.sqrt(factor) * field.mean
+    return _normalised(field, factor * variance + shift, gaps, mean + left_mean)
+
+
+def group_norm_factor(
+    field: Field, group: float = math.inf, over_positions: bool = False, eps: float = 0.0, centred: bool = True
+) -> float:
+    """Power by which such a normalisation multiplies the gradient on its way back: that of what it divides by."""
+    variance = field.level - float(_centre(field, group, over_positions, centred)[0, 0]) + eps
+    return 1 / variance if variance > 0 else math.nan
+
+
+def _centre(field: Field, group: float, over_positions: bool, centred: bool) -> NDArray[np.float64]:
+    """Covariances of the mean that is taken away, (2, columns) or (2, 1) where it is that of all positions."""
+    covariances = field.level - field.gaps
+    shared = covariances[:, -1:] if over_positions else covariances
+    return (shared / group + (1 - 1 / group) * field.mean**2) if centred else np.zeros((2, 1))
 
 
 def _normalised(field: Field, level: float, gaps: NDArray[np.float64], mean: float, certain: bool = False) -> Field:
@@ -206,10 +222,17 @@ def through_dropout(field: Field, rate: float, whole_channels: bool = False) -> 
     if whole_channels:
         gaps[0] = field.gaps[0] / (1 - rate)
     gaps[0, 0] = 0.0
-    return replace(field, level=field.level + noise, gaps=gaps, pre=None, function=IDENTITY, gaussian=False)
+    settled = {"pre": None, "function": IDENTITY, "gaussian": False}
+    variance = field.inherited + ((1 + _own(field)) / (1 - rate) - 1) / field.units
+    return replace(field, level=field.level + noise, gaps=gaps, variance=variance, **settled)
 
 
-def through_alpha_dropout(field: Field, rate: float) -> Field:
+def _own(field: Field) -> float:
+    """Relative variance of a single unit's squared difference; at least a Gaussian's, as it is hidden by normalisation."""
+    return max((field.variance - field.inherited) * field.units, 2.0) if math.isfinite(field.units) else 2.0
+
+
+def through_alpha_dropout(field: Field, rate: float, whole_channels: bool = False) -> Field:
     """Behind alpha dropout, which sets values to SELU's limit and restores mean 0 and variance 1 (Klambauer 2017)."""
     if rate >= 1:
         return through_dropout(field, rate)
@@ -221,20 +244,28 @@ def through_alpha_dropout(field: Field, rate: float) -> Field:
     level = moved + 2 * a * b * ((1 - rate) * field.mean + rate * ALPHA_PRIME)
     covariances = kept**2 * (field.level - field.gaps) + 2 * kept * fixed * field.mean + fixed**2
     gaps = level - covariances
+    if whole_channels:
+        gaps[0] = a * kept * field.gaps[0]
     gaps[0, 0] = 0.0
     mean = kept * field.mean + fixed
     return replace(field, level=level, gaps=gaps, mean=mean, pre=None, function=IDENTITY, gaussian=False)
 
 
-def through_sum(fields: Sequence[Field]) -> Field:
-    """Behind the addition, or subtraction, of uncorrelated fields: gaps add up, and so do levels but for what the means
-    have in common. A sum with a Gaussian part is taken as Gaussian. No prediction for fields with a common origin."""
+def through_sum(fields: Sequence[Field], factors: Sequence[float] = ()) -> Field:
+    """Behind the addition of uncorrelated fields, each times a factor (-1 where it is subtracted): gaps add up, and so do
+    levels but for what the means have in common. A sum with a Gaussian part is taken as Gaussian. No prediction for fields
+    with a common origin."""
     if not independent(fields):
         return unknown(fields, fields[0].gaps.shape[1])
+    if factors:
+        fields = [_through_affine(field, factor, 0.0) for field, factor in zip(fields, factors, strict=True)]
     mean = sum(field.mean for field in fields)
     level = sum(field.level - field.mean**2 for field in fields) + mean**2
     gaps = np.sum([field.gaps for field in fields], axis=0)
-    return _joined(fields, level, gaps, mean, gaussian=any(field.straight for field in fields))
+    found = _joined(fields, level, gaps, mean, gaussian=any(field.straight for field in fields))
+    # the products of uncorrelated parts, zero on average over the units
+    crossed = 2 * (1 - sum((field.signal / (found.signal or 1.0)) ** 2 for field in fields)) / found.units
+    return replace(found, variance=found.variance + crossed)
 
 
 def through_product(fields: Sequence[Field]) -> Field:
@@ -246,7 +277,10 @@ def through_product(fields: Sequence[Field]) -> Field:
     for other in others:
         gaps = level * other.gaps + other.level * gaps - gaps * other.gaps
         level = level * other.level
-    return _joined(fields, level, gaps, math.prod(field.mean for field in fields), gaussian=False)
+    found = _joined(fields, level, gaps, math.prod(field.mean for field in fields), gaussian=False)
+    inherited = sum(math.sqrt(field.inherited) for field in fields) ** 2  # relative errors of factors add up
+    own = math.prod(1 + _own(field) for field in fields) - 1
+    return replace(found, inherited=inherited, variance=inherited + own / found.units)
 
 
 def through_concatenation(fields: Sequence[Field], units: Sequence[float]) -> Field:
@@ -255,12 +289,20 @@ def through_concatenation(fields: Sequence[Field], units: Sequence[float]) -> Fi
     level = float(sum(s * field.level for s, field in zip(shares, fields, strict=True)))
     gaps = np.sum([s * field.gaps for s, field in zip(shares, fields, strict=True)], axis=0)
     mean = float(sum(s * field.mean for s, field in zip(shares, fields, strict=True)))
-    return _joined(fields, level, gaps, mean, gaussian=all(field.straight for field in fields))
+    return _joined(fields, level, gaps, mean, all(field.straight for field in fields), shares)
 
 
-def _joined(fields: Sequence[Field], level: float, gaps: NDArray[np.float64], mean: float, gaussian: bool) -> Field:
-    """The relative errors of what is joined may be fully correlated: they add up, weighted by the share of the signal."""
-    signals = [field.signal for field in fields]
+def _joined(
+    fields: Sequence[Field],
+    level: float,
+    gaps: NDArray[np.float64],
+    mean: float,
+    gaussian: bool,
+    shares: Sequence[float] | NDArray[np.float64] = (),
+) -> Field:
+    """The relative errors of what is joined may be fully correlated: they add up, weighted by the share of the signal.
+    shares: of the units, where they lie side by side."""
+    signals = [s * f.signal for s, f in zip(shares, fields, strict=True)] if len(shares) else [f.signal for f in fields]
     total = sum(signals) or 1.0
 
     def joint(variances: Sequence[float]) -> float:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 SPAN = 12.0  # standard deviations integrated on each side; the Gaussian mass beyond is below 1e-32
-ORDER = 16  # Gauss-Legendre nodes in one panel
+ORDER = 8  # Gauss-Legendre nodes in one panel, at most half a standard deviation wide
 
 Function = Callable[[Tensor], Tensor]
 
