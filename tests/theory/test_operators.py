@@ -272,7 +272,7 @@ NOTHING = replace(unknown([], 5), node=7)
 @pytest.mark.parametrize(
     "operator",
     [BatchNorm(), GroupNorm(), GroupNorm(1, True), GroupNorm(centred=False), Unknown(), Pointwise(step(F.relu))],
-    ids=str,
+    ids=lambda operator: type(operator).__name__,
 )
 def test_factors_that_depend_on_an_unknown_level_are_unknown(operator):
     found, (edge,) = operator.through([NOTHING])

@@ -135,7 +135,9 @@ def gradients(nodes: Propagation, powers: Mapping[int, float]) -> dict[int, tupl
         here = arrived.get(node) or start
         found[node] = (here.power, here.relative) if here else (math.nan, 0.0)
         sent = start or here
-        for edge in nodes.edges[node] if sent else ():
+        if sent is None:
+            continue
+        for edge in nodes.edges[node]:
             before = arrived.get(edge.node, _Arrival(0.0, 0.0))
             arrived[edge.node] = before.joined(sent, edge)
     found.update({node: (here.power, here.relative) for node, here in arrived.items() if node < 0})
