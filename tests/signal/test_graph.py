@@ -1,5 +1,8 @@
 """Stages and their relations, on graphs built by hand."""
 
+import torch
+from torch import nn
+
 from gainstage.signal import NETWORK_INPUT, Graph, Operation, Stage, trace
 from tests.networks import SqueezeExcitation, residual
 from tests.tools import normal, quiet
@@ -26,8 +29,11 @@ def test_the_main_path_leads_back_from_the_output_and_leaves_side_branches_out()
 
 
 def test_the_main_path_takes_the_skip_connection():
-    stages = (stage(0, NETWORK_INPUT), stage(1, 0), stage(2, 1, skips=(0,)))
-    assert Graph((), stages, output_stage=2).main_path() == (0, 2)
+    ops = [operation(i, "linear", "layer", i, (i - 1,)) for i in range(3)]
+    for kind, path in (("add", (0, 2)), ("join", (0, 1, 2))):
+        last = operation(3, kind, kind, 2, (2, 0))
+        stages = (stage(0, NETWORK_INPUT), stage(1, 0), stage(2, 1, skips=(0,), operations=(ops[2], last)))
+        assert Graph((*ops, last), stages, output_stage=2).main_path() == path
 
 
 def test_consumers_take_in_or_join():
@@ -103,3 +109,27 @@ def test_the_output_of_a_residual_network_leaves_its_last_stage():
     graph = trace(residual(), normal(4, 20))
     assert graph.outputs == (graph.operations[-1].index,)
     assert graph.leaving(graph.output_stage) == graph.outputs[0]
+
+
+class Hourglass(nn.Module):
+    """A bottleneck with a concatenated skip connection around it, as in a U-Net."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.bottleneck, self.up, self.head = (nn.Linear(*s) for s in ((8, 8), (8, 2), (2, 8), (16, 3)))
+
+    def forward(self, x):
+        h = torch.relu(self.down(x))
+        g = torch.relu(self.up(torch.relu(self.bottleneck(h))))
+        return self.head(torch.cat([h, g], dim=1))
+
+
+def test_the_main_path_leads_through_a_bottleneck_that_a_concatenation_goes_around():
+    graph = trace(quiet(Hourglass), normal(4, 8))
+    assert [graph.stages[i].name for i in graph.main_path()] == ["down", "bottleneck", "up", "head"]
+
+
+def test_the_main_path_leads_along_what_is_added():
+    graph = trace(residual(), normal(4, 20))
+    assert [graph.stages[i].name for i in graph.main_path()][-2:] == ["blocks.5.2", "head"]
+    assert len(graph.main_path()) == 7, "the input of a block, not the first layer of its branch"

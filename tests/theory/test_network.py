@@ -85,6 +85,15 @@ def test_parts_are_independent_of_each_other_and_not_of_the_whole():
     assert twice.predicted[2].level == pytest.approx(square.level), "one part with itself is a function of it"
 
 
+def test_parts_of_a_function_are_not_functions_of_the_same_numbers():
+    nodes = [*layers(-1), joined(step(F.relu), "", 0), Node(View(), ((1, 0),), parts=2)]
+    theory = propagate([*nodes, Node(Pointwise(MULTIPLY, "product"), ((2, 0), (2, 1)))], {-1: INPUT})
+    assert theory.predicted[3].level == pytest.approx(theory.fields[1].level ** 2)
+    assert theory.predicted[3].level != pytest.approx(
+        through_function(theory.fields[0], pointwise(lambda z: F.relu(z) ** 2)).level
+    )
+
+
 def test_what_is_selected_gets_all_of_the_gradient_and_the_rest_none():
     nodes = [*layers(-1), Node(View(0.25), ((0, 0),), selects=True), *layers(1)]
     theory = propagate(nodes, {-1: INPUT})

@@ -68,7 +68,7 @@ def average_matrix(window, stride, sides):
 
 @pytest.mark.parametrize(
     ("window", "stride", "sides"),
-    [((2,), 2, (16,)), ((3,), 1, (16,)), ((3,), 2, (19,)), ((2, 2), 2, (2, 10)), ((3, 3), 2, (3, 11))],
+    [((2,), 2, (16,)), ((3,), 1, (16,)), ((3,), 2, (19,)), ((2, 2), 2, (2, 10)), ((2, 3), 2, (2, 11))],
     ids=str,
 )
 def test_windows_are_averaged_pair_by_pair(window, stride, sides):

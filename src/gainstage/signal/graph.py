@@ -127,14 +127,20 @@ class Graph:
         return f"{total - len(self.unknown)} of {total} operations understood"
 
     def main_path(self) -> tuple[int, ...]:
-        """Stage indices from the first to the one that puts out, along the skip connections where there are some: the
-        way that signal and gradient take when the branches beside it are silent."""
+        """Stage indices from the first to the one that puts out, along the skip connections that are added where there are
+        some: the way that signal and gradient take when the branches beside it are silent. A concatenation is no such way:
+        what it joins stands side by side."""
         path, stage = [], self.output_stage
         while stage >= 0:
             path.append(stage)
-            here = self.stages[stage]
-            stage = min(here.source, *here.skips, here.source)
+            stage = min(self.stages[stage].source, *self._added(stage))
         return tuple(reversed(path))
+
+    def _added(self, stage: int) -> list[int]:
+        """Stages whose outputs are added within a stage; its source where there is none."""
+        here = self.stages[stage]
+        made = [index for op in here.operations if op.kind == "add" for index in op.inputs]
+        return [self._stage_of(index) for index in made if self._stage_of(index) != stage] or [here.source]
 
     def leaving(self, stage: int) -> int | None:
         """The operation that made the last tensor which leaves a stage; None where none does."""
