@@ -3,11 +3,49 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch.nn import functional as F
 
-from gainstage.signal import Ledger, Row, measure, predict
+from gainstage.signal import Ledger, Row, measure, predict, prediction
+from tests.tools import normal
+
+FUNCTIONS = {
+    "relu": torch.relu,
+    "leaky relu": lambda z: F.leaky_relu(z, 0.2),
+    "elu": F.elu,
+    "selu": F.selu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "mish": F.mish,
+    "tanh": torch.tanh,
+    "logistic": torch.sigmoid,
+    "softplus": F.softplus,
+    "softsign": F.softsign,
+    "hardswish": F.hardswish,
+    "x sin x": lambda z: z * torch.sin(z),
+    "sin": torch.sin,
+    "x^2 - 1": lambda z: z * z - 1,
+    "|x|": torch.abs,
+    "x + sin^2 3x": lambda z: z + torch.sin(3 * z) ** 2 / 3,
+    "relu by where": lambda z: torch.where(z > 0, z, 0.1 * z),
+}
+
+
+def images(seed, side=16):
+    return normal(64, 3, side, side, seed=seed)
+
+
+def heavier(factor):
+    """The theory of layers whose weights are larger by a factor (of the power) than they are."""
+    layer = prediction._layer
+
+    def mutant(op, readings, columns):
+        node = layer(op, readings, columns)
+        return replace(node, weight_power=factor * node.weight_power)
+
+    return mutant
 
 
 def usable(row: Row) -> bool:

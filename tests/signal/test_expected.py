@@ -23,8 +23,7 @@ from tests.networks import (
     keeping,
     wide,
 )
-from tests.signal.calibration import forecast
-from tests.signal.test_prediction import FUNCTIONS, heavier, images
+from tests.signal.calibration import FUNCTIONS, forecast, heavier, images
 from tests.tools import normal, quiet
 
 
