@@ -201,3 +201,9 @@ def test_the_last_column_means_any_two_positions():
 def test_fields_are_told_apart_by_identity():
     assert field(1.0) != field(1.0)
     assert Field(1.0, np.zeros((2, 2))).units == math.inf
+
+
+def test_of_what_was_not_predicted_a_measurement_tells_no_mean():
+    found = unknown([], 3).measured(2.0, 1.5, node=4)
+    assert (found.level, found.signal) == (2.0, 1.5)
+    assert math.isnan(found.mean)

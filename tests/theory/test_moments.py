@@ -318,3 +318,9 @@ def test_no_weights_fit_a_function_that_is_not_finite_or_nothing_but_zero(functi
 
 def test_finite_moments_are_the_moments():
     assert finite_moments(lookup("gelu"), 0.7) == moments(lookup("gelu"), 0.7)
+
+
+def test_a_function_that_bends_far_from_the_middle_is_resolved_there():
+    at = moments(lookup("tanh"), 1e6, 2000.0)
+    density = math.exp(-2) / math.sqrt(2 * math.pi * 1e6)  # of N(2000, 10^6) at 0, where alone tanh is steep
+    assert at.slope == pytest.approx(4 / 3 * density, rel=1e-3), "the integral of (1 - tanh^2)^2 is 4/3"

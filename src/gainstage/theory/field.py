@@ -86,7 +86,7 @@ class Field:
         gaps = self.gaps * scale
         gaps[:, FAR] = far or gaps[:, FAR]
         gaps[0, 0], gaps[1, 0] = 0.0, signal
-        mean = self.mean * math.sqrt(level / self.level) if self.level > 0 else 0.0
+        mean = self.mean * math.sqrt(level / self.level) if self.level > 0 else self.mean
         fresh = {"variance": 0.0, "inherited": 0.0, "pre": None, "function": IDENTITY, "node": node}
         return replace(self, level=level, gaps=gaps, mean=mean, gaussian=self.straight, **fresh)
 

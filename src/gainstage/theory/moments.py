@@ -51,7 +51,7 @@ class Moments:
 @lru_cache(maxsize=4096)
 def moments(activation: Activation, q: float = 1.0, mean: float = 0.0) -> Moments:
     """Moments of `activation` at pre-activation variance `q` around `mean`, by quadrature split at the activation's kinks."""
-    z, weights = gaussian_nodes(q, [kink - mean for kink in activation.kinks])
+    z, weights = gaussian_nodes(q, [kink - mean for kink in activation.kinks], -mean)
     z = z + mean
     value, slope = activation.function(z), derivative(activation.function, z)
     return Moments(
@@ -86,7 +86,8 @@ def pair_moments(activation: Activation, q: float, gap: float, mean: float = 0.0
     if gap <= 0:
         return 0.0, 0.0
     gap = min(gap, 2 * q)
-    common, weights = gaussian_nodes(max(q - gap / 2, 1e-12 * q), [kink - mean for kink in activation.kinks])
+    kinks = [kink - mean for kink in activation.kinks]
+    common, weights = gaussian_nodes(max(q - gap / 2, 1e-12 * q), kinks, -mean)
     common = common + mean
     half_difference = _HERMITE_NODES[:, None] * math.sqrt(gap / 2)
     square = (activation.function(common + half_difference) - activation.function(common - half_difference)) ** 2

@@ -45,7 +45,7 @@ def way_back(field: Field, factor: float = 1.0, variance: float = 0.0) -> Edge:
     """To the node that made a field; through a function that was not worked out, to the Gaussian field in front of it."""
     if field.known or field.pre is None:
         return Edge(field.node, factor, variance)
-    if not field.pre.known:
+    if not field.pre.known or math.isnan(field.pre.mean):
         return Edge(field.pre.node, math.nan)
     at = propagation.slopes(field.pre, field.function)
     # what arrives is Gaussian over the units, its fourth moment 3; the slope picks some of it

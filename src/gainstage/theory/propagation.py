@@ -64,11 +64,9 @@ def through_function(field: Field, function: Composite) -> Field:
     """Behind a pointwise function of a Gaussian field; an affine one may follow anything."""
     if function.affine is not None and not field.gaussian:
         return _through_affine(field, *function.affine)
-    if not field.known or not field.gaussian:
+    if not field.known or not field.gaussian or math.isnan(field.mean):
         return unknown([field], field.gaps.shape[1])
-    q = field.level - field.mean**2
-    if q < SILENCE:
-        q = SILENCE
+    q = max(field.level - field.mean**2, SILENCE)
     activation = function.activation
     at = moments(activation, q, field.mean)
     gaps = {gap for gap in field.gaps.ravel().tolist() if math.isfinite(gap)}

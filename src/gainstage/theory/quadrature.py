@@ -21,16 +21,16 @@ Function = Callable[[Tensor], Tensor]
 _NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(ORDER))
 
 
-def gaussian_nodes(variance: float, breaks: Sequence[float] = (0.0,)) -> tuple[Tensor, Tensor]:
+def gaussian_nodes(variance: float, breaks: Sequence[float] = (0.0,), centre: float = 0.0) -> tuple[Tensor, Tensor]:
     """Nodes z and weights w, float64 of shape (N,), such that sum(w g(z)) = E g(z) for z ~ N(0, variance).
 
-    `breaks` are the places where g or one of its derivatives jumps. Raises ValueError for a variance that is not
-    positive and finite.
+    `breaks` are the places where g or one of its derivatives jumps, `centre` is the middle of the 40 units in which it bends.
+    Raises ValueError for a variance that is not positive and finite.
     """
     if not (variance > 0 and math.isfinite(variance)):
         raise ValueError(f"a variance must be positive and finite, got {variance}")
     scale = math.sqrt(variance)
-    edges = _edges(scale, breaks)
+    edges = _edges(scale, breaks, centre)
     half = (edges[1:] - edges[:-1]) / 2
     middle = (edges[1:] + edges[:-1]) / 2
     z = (middle[:, None] + half[:, None] * _NODES).flatten()
@@ -38,10 +38,10 @@ def gaussian_nodes(variance: float, breaks: Sequence[float] = (0.0,)) -> tuple[T
     return z, (half[:, None] * _WEIGHTS).flatten() * density
 
 
-def _edges(scale: float, breaks: Sequence[float]) -> Tensor:
+def _edges(scale: float, breaks: Sequence[float], centre: float) -> Tensor:
     """Panel edges that resolve both the Gaussian (width `scale`) and an activation (width about 1)."""
     gaussian = torch.linspace(-SPAN, SPAN, 49, dtype=torch.float64) * scale
-    activation = torch.linspace(-20, 20, 81, dtype=torch.float64)
+    activation = centre + torch.linspace(-20, 20, 81, dtype=torch.float64)
     edges = torch.cat([gaussian, activation, torch.tensor([0.0, *breaks], dtype=torch.float64)])
     return torch.unique(edges[edges.abs() <= SPAN * scale])
 
