@@ -224,3 +224,11 @@ def test_inputs_become_fields_with_their_positions_where_these_are_known():
     flat = trace(quiet(lambda: nn.Linear(8, 8)), normal(4, 8))
     (field,) = source_fields(flat, {("signal", -1): 1.0, ("offset", -1): 0.5}, normal(4, 8)).values()
     assert (field.level, field.gaps.tolist()) == (1.5, [[0, 0], [1, 1]])
+
+
+def test_tokens_have_their_positions_in_the_middle_where_a_linear_layer_takes_them_in():
+    x = normal(256, 16, 3).cumsum(1)
+    graph = trace(quiet(lambda: nn.Linear(3, 8)), x)
+    (field,) = source_fields(graph, {("signal", -1): float(x.var(0).mean()), ("offset", -1): 0.0}, x).values()
+    between = 0.5 * 17 / 3  # half the steps between two of 16 positions of a random walk
+    assert field.gaps[0, -1] == pytest.approx(between, rel=0.15)

@@ -139,7 +139,12 @@ CHANNELS = {
         (64, 3, 9, 9),
         lambda z: z.transpose(1, 2),
     ),
-    "transposed": (lambda: nn.ConvTranspose2d(4, 8, 2, 2, groups=2), lambda z: z, (64, 4, 3, 3), lambda z: z),
+    "transposed": (
+        lambda: nn.ConvTranspose2d(4, 8, 2, 2, groups=2),
+        lambda z: z.flatten(1),
+        (64, 4, 3, 3),
+        lambda z: z.unflatten(1, (8, -1)),
+    ),
     "half of the units": (lambda: nn.Linear(20, 8), lambda z: z.chunk(2, 1)[0], (64, 20), lambda z: z),
 }
 

@@ -18,6 +18,8 @@ ORDER = 8  # Gauss-Legendre nodes in one panel, at most half a standard deviatio
 
 Function = Callable[[Tensor], Tensor]
 
+_WIDE = torch.linspace(-SPAN, SPAN, 49, dtype=torch.float64)  # panel edges in standard deviations
+_BENDS = torch.linspace(-20, 20, 81, dtype=torch.float64)  # and where functions bend
 _NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(ORDER))
 
 
@@ -40,10 +42,8 @@ def gaussian_nodes(variance: float, breaks: Sequence[float] = (0.0,), centre: fl
 
 def _edges(scale: float, breaks: Sequence[float], centre: float) -> Tensor:
     """Panel edges that resolve both the Gaussian (width `scale`) and an activation (width about 1)."""
-    gaussian = torch.linspace(-SPAN, SPAN, 49, dtype=torch.float64) * scale
-    activation = centre + torch.linspace(-20, 20, 81, dtype=torch.float64)
-    edges = torch.cat([gaussian, activation, torch.tensor([0.0, *breaks], dtype=torch.float64)])
-    return torch.unique(edges[edges.abs() <= SPAN * scale])
+    edges = torch.cat([_WIDE * scale, _BENDS + centre, torch.tensor([0.0, *breaks], dtype=torch.float64)])
+    return edges[edges.abs() <= SPAN * scale].sort().values  # a panel between equal edges has no weight
 
 
 def expectation(function: Function, variance: float = 1.0, breaks: Sequence[float] = (0.0,)) -> float:
