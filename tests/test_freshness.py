@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import gainstage as gs
+from gainstage import freshness
 from gainstage.freshness import is_untrained, looks_drawn
 from gainstage.signal import trace
 from tests.networks import deep
@@ -43,6 +44,21 @@ def test_one_learned_direction_stands_out():
 def test_uneven_rows_stand_out():
     weight = torch.randn(64, 64, generator=generator())
     weight[:4] *= 3
+    assert not looks_drawn(weight)
+
+
+def test_a_direction_that_all_rows_and_columns_share_alike_stands_out_by_its_strength_alone():
+    weight = torch.randn(64, 64, generator=generator()) / 8
+    signs = [torch.randn(64, generator=generator(s)).sign() / 8 for s in (1, 2)]
+    learned = weight + 3 * torch.outer(*signs)
+    assert freshness._even(learned - learned.mean())
+    assert not looks_drawn(learned)
+
+
+def test_rows_of_uneven_strength_stand_out_though_no_direction_does():
+    weight = torch.randn(64, 256, generator=generator())
+    weight[:32] *= 1.2
+    assert freshness._edge_kept(weight - weight.mean())
     assert not looks_drawn(weight)
 
 

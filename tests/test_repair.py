@@ -252,6 +252,14 @@ def test_a_description_has_one_line_a_module():
     assert [line.split(":")[0] for line in lines] == ["hidden1", "activation1", "hidden2", "activation2", "output"]
 
 
+def test_a_layer_that_holds_others_is_described_too():
+    model = deep(1, "tanh")
+    model.output.add_module("norm", nn.LayerNorm(3))
+    lines = describe(model)
+    assert [line.split(":")[0] for line in lines] == ["hidden1", "activation1", "output", "output.norm"]
+    assert lines[2].startswith("output: Linear(in_features=64, out_features=3, bias=True)  weight rms")
+
+
 def test_a_remedy_that_multiplies_the_loss_is_undone():
     model, (x, y) = deep(3, "tanh"), blobs()
     before = state(model)

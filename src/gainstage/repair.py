@@ -166,14 +166,16 @@ def _tuple(codes: Iterable[str] | None) -> tuple[str, ...] | None:
 
 
 def describe(model: nn.Module) -> tuple[str, ...]:
-    """One line for each module without children: path, repr, RMS of its weight."""
+    """One line for each module that has parameters of its own or no children: path, what it is, RMS of its weight."""
     lines = []
     for path, module in model.named_modules():
-        if list(module.children()):
+        inner = list(module.children())
+        if inner and not any(True for _ in module.parameters(recurse=False)):
             continue
+        text = f"{type(module).__name__}({module.extra_repr()})" if inner else str(module).replace("\n", " ")
         weight = getattr(module, "weight", None)
         size = f"  weight rms {float(weight.detach().square().mean().sqrt()):.4g}" if weight is not None else ""
-        lines.append(f"{path or '(model)'}: {module}{size}".replace("\n", " "))
+        lines.append(f"{path or '(model)'}: {text}{size}")
     return tuple(lines)
 
 

@@ -95,6 +95,13 @@ def test_consequences_fold_under_their_cause_where_they_share_a_stage():
     assert {f.code for f in flatten(folded)} == {"G101", "I101", "S102"}
 
 
+def test_findings_overlap_where_they_share_a_stage_or_one_concerns_the_whole_network():
+    assert finding("G101", "b", "c").overlaps(finding("S103", "a", "b"))
+    assert not finding("G101", "b", "c").overlaps(finding("S103", "a", "d"))
+    assert finding("G101").overlaps(finding("S103", "a"))
+    assert finding("G101", "a").overlaps(finding("S103"))
+
+
 def test_a_chain_of_causes_folds_under_its_root():
     folded = fold([finding("G101", "a"), finding("S102", "a"), finding("I101", "a")])
     assert [f.code for f in folded] == ["I101"]
