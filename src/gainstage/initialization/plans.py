@@ -90,7 +90,7 @@ def isometric(graph: Graph, stage: Stage, fans: Fans) -> Plan:
         reason = f"no activation behind: brings the power {1 / power:.3g} in front back to 1"
     else:
         q = power_for_depth(stage.activation, depth)
-        power = q if stage.source == NETWORK_INPUT else level_keeping(stage.activation, q)[0]
+        power = q / _power_in_front(graph, stage, depth)
         reason = f"{stage.activation.name} at q = {q:.3g} for a depth of {depth}: gain {math.sqrt(power):.4g}"
     return Plan("orthogonal", power / fans.fan_in, reason, math.sqrt(power))
 

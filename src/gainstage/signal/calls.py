@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gainstage.theory.composition import Slot, Step
+from gainstage.theory.composition import Number, Slot, Step
+
+LARGEST = 2**16  # elements of a constant that is looked through
 
 
 def is_number(tensor: Tensor) -> bool:
-    """True for a tensor of one element that can be read without waiting for a device."""
-    return tensor.numel() == 1 and tensor.device.type == "cpu"
+    """True for a tensor that is one number over and over, and can be read without waiting for a device."""
+    if tensor.device.type != "cpu" or not 0 < tensor.numel() <= LARGEST:
+        return False
+    return tensor.numel() == 1 or bool((tensor.detach() == tensor.detach().flatten()[0]).all())
 
 
 def recorded(func, data: Sequence[Tensor], args: Any, kwargs: Mapping[str, Any]) -> Step | None:
-    """A call of a torch function with slots in place of its tensors; None where an argument cannot be kept."""
+    """A call of a torch function with slots in place of its tensors; None where an argument cannot be kept, and where what
+    was kept cannot be called."""
     places = {id(tensor): Slot(number) for number, tensor in enumerate(data)}
 
     def kept(argument: Any) -> Any:
         if isinstance(argument, Tensor):
-            return places[id(argument)] if id(argument) in places else argument.item()
+            return places.get(id(argument)) or Number(argument.detach().flatten()[0].item())
         if isinstance(argument, (tuple, list)):
             return tuple(kept(each) for each in argument)
         if argument is None or isinstance(argument, (bool, int, float, str, torch.dtype)):
@@ -30,6 +36,17 @@ def recorded(func, data: Sequence[Tensor], args: Any, kwargs: Mapping[str, Any])
         raise TypeError(f"a {type(argument).__name__} cannot be recorded")
 
     try:
-        return Step(func, kept(args), tuple(sorted((key, kept(value)) for key, value in kwargs.items())))
-    except (TypeError, KeyError):
+        step = Step(func, kept(args), tuple(sorted((key, kept(value)) for key, value in kwargs.items())))
+        return step if _works(step, tuple(tensor.dtype == torch.bool for tensor in data)) else None
+    except TypeError:
         return None
+
+
+@lru_cache(maxsize=1024)
+def _works(step: Step, masks: tuple[bool, ...]) -> bool:
+    """Whether a recorded call can be repeated, number by number."""
+    z = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
+    try:
+        return torch.as_tensor(step([z > 0 if mask else z for mask in masks])).shape == z.shape
+    except Exception:
+        return False

@@ -212,17 +212,18 @@ class Tracer(TorchFunctionMode):
         """What an elementwise operation computes, and how many constant tensors take part in anything but a layer."""
         if operation.kind in ("layer", "normalization"):
             return operation
-        constants = len(self._constants(data, args, kwargs))
+        constants = len(self._constants(operation.kind, data, args, kwargs))
         call = operation.activation and Step(operation.activation.function, (Slot(0),))
         if call is None and ops.is_elementwise(operation.kind) and not constants:
             call = recorded(func, data, args, kwargs)
         return replace(operation, call=call, constants=constants)
 
-    def _constants(self, data: Sequence[Tensor], args: Any, kwargs: Any) -> list[Tensor]:
-        """Tensors among the arguments that carry no signal; single numbers on the CPU count as numbers."""
+    def _constants(self, kind: ops.Kind, data: Sequence[Tensor], args: Any, kwargs: Any) -> list[Tensor]:
+        """Tensors among the arguments that carry no signal; to an elementwise operation one number over and over, also in
+        a parameter that nothing has trained yet, is a number."""
         ours = {id(tensor) for tensor in data}
         others = [t for t in tensors_in([args, kwargs]) if id(t) not in ours]
-        return [t for t in others if id(t) in self._names or not is_number(t)]
+        return [t for t in others if not (ops.is_elementwise(kind) and is_number(t))]
 
     def _source(self, tensor: Tensor) -> tuple[int, int]:
         return self._producers.get(tensor) or FROM_OUTSIDE
@@ -236,7 +237,7 @@ class Tracer(TorchFunctionMode):
             if self._stage_of(origin) != operation.stage:
                 self.observer.stage_output(origin, self._stage_of(origin), tensor)
         if operation.constants == 1 and operation.kind in ("add", "multiply"):
-            self.observer.constant(operation, *self._constants(data, args, kwargs))
+            self.observer.constant(operation, *self._constants(operation.kind, data, args, kwargs))
         given = ops.arguments_of(operation.name, args, kwargs)
         if operation.kind == "layer":
             self.observer.layer(operation, given.get("weight"), given.get("bias"))

@@ -24,6 +24,13 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Number:
+    """A number where the function was given a tensor of it, as methods of tensors need."""
+
+    value: float
+
+
+@dataclass(frozen=True)
 class Step:
     """One call of a function, with numbers and slots as arguments."""
 
@@ -45,6 +52,8 @@ class Step:
 def _filled(argument: Any, values: Sequence[Tensor]) -> Any:
     if isinstance(argument, Slot):
         return values[argument.index].clone()
+    if isinstance(argument, Number):
+        return torch.tensor(argument.value)
     return type(argument)(_filled(a, values) for a in argument) if isinstance(argument, (tuple, list)) else argument
 
 

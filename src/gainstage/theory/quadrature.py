@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gainstage.errors import BadInput
+
 SPAN = 12.0  # standard deviations integrated on each side; the Gaussian mass beyond is below 1e-32
 ORDER = 8  # Gauss-Legendre nodes in one panel, at most half a standard deviation wide
 
@@ -27,10 +29,10 @@ def gaussian_nodes(variance: float, breaks: Sequence[float] = (0.0,), centre: fl
     """Nodes z and weights w, float64 of shape (N,), such that sum(w g(z)) = E g(z) for z ~ N(0, variance).
 
     `breaks` are the places where g or one of its derivatives jumps, `centre` is the middle of the 40 units in which it bends.
-    Raises ValueError for a variance that is not positive and finite.
+    Raises BadInput for a variance that is not positive and finite.
     """
     if not (variance > 0 and math.isfinite(variance)):
-        raise ValueError(f"a variance must be positive and finite, got {variance}")
+        raise BadInput(f"a variance must be positive and finite, got {variance}")
     scale = math.sqrt(variance)
     edges = _edges(scale, breaks, centre)
     half = (edges[1:] - edges[:-1]) / 2
