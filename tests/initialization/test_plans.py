@@ -179,3 +179,12 @@ def test_branches_share_the_signal():
     plan = plan_for(graph, graph.stages[1], "auto", "signal")
     assert plan.variance == pytest.approx(2 / (32 + 20) / 6)
     assert "6 branches" in plan.reason
+
+
+def test_isometric_branches_of_rectifiers_count_the_power_that_their_layers_take_in():
+    graph = trace(residual(), normal(8, 20))
+    inner, end = graph.stages[0], graph.stages[1]
+    power = plan_for(graph, inner, "isometric").variance * inner.layer.fans.fan_in
+    assert power == pytest.approx(1.0), "in front stands the sum, of power 1, and no rectifier that halves it"
+    six_branches = plan_for(graph, end, "isometric").variance * end.layer.fans.fan_in
+    assert six_branches == pytest.approx(2 / 6), "a rectifier stands in front, and six branches add up"

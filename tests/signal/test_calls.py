@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from gainstage.signal.calls import is_number, recorded
-from gainstage.theory.composition import Slot, Step
+from gainstage.theory.composition import Number, Slot, Step
 from tests.tools import normal
 
 X, Y, Z = normal(5), normal(5, seed=1), normal(5, seed=2)
@@ -48,7 +48,9 @@ def test_in_place_functions_do_not_change_what_they_are_given():
 
 def test_single_numbers_are_kept_as_numbers_and_keywords_in_one_order():
     step = recorded(torch.mul, [X], (X, torch.tensor(2.0)), {})
-    assert step.arguments == (Slot(0), 2.0)
+    assert step.arguments == (Slot(0), Number(2.0))
+    left = recorded(torch.Tensor.mul, [X], (torch.tensor(2.0), X), {})
+    assert torch.equal(left([X]), 2 * X), "a method of the number"
     one = recorded(torch.clamp, [X], (X,), {"min": 0.0, "max": 1.0})
     assert one == recorded(torch.clamp, [X], (X,), {"max": 1.0, "min": 0.0})
     assert hash(one) == hash(recorded(torch.clamp, [X], (X,), {"min": 0.0, "max": 1.0})), "theory works it out once"
@@ -61,8 +63,12 @@ def test_what_cannot_be_kept_makes_no_call(argument):
     assert recorded(torch.add, [X], (X,), {"other": argument}) is None
 
 
-def test_a_number_is_one_element_that_can_be_read_at_once():
+def test_a_number_is_one_value_throughout_that_can_be_read_at_once():
     assert is_number(torch.tensor(2.0))
     assert is_number(torch.ones(1, 1))
-    assert not is_number(torch.ones(2))
+    assert is_number(torch.full((3, 4), 0.5))
+    assert not is_number(torch.tensor([1.0, 1.0, 2.0]))
+    assert not is_number(torch.tensor([math.nan, math.nan]))
+    assert not is_number(torch.ones(0))
+    assert not is_number(torch.ones(2**16 + 1)), "too long to be looked through"
     assert not is_number(torch.ones(1, device="meta"))

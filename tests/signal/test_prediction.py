@@ -178,12 +178,12 @@ def test_operations_and_their_operators(module, operator):
 
 
 def test_constants_add_and_multiply_with_the_sizes_that_were_read():
-    scale = operator_of(Function(lambda x: x * torch.ones(8)), x=normal(4, 8), readings={("constant", 1): 0.25})
+    scale = operator_of(Function(lambda x: x * torch.arange(8.0)), x=normal(4, 8), readings={("constant", 1): 0.25})
     assert scale == operators.Scale(0.25)
     readings = {("constant", 1): 0.25, ("constant_mean", 1): 0.1, ("constant_by_position", 1): 1.0}
-    shift = operator_of(Function(lambda x: x + torch.ones(5, 8)), x=normal(4, 5, 8), readings=readings)
+    shift = operator_of(Function(lambda x: x + torch.arange(40.0).reshape(5, 8)), x=normal(4, 5, 8), readings=readings)
     assert shift == operators.Shift(0.25, 0.1, True)
-    assert operator_of(Function(lambda x: x + torch.ones(8)), x=normal(4, 8)) == operators.Unknown(), "not read"
+    assert operator_of(Function(lambda x: x + torch.arange(8.0)), x=normal(4, 8)) == operators.Unknown(), "not read"
 
 
 def test_layers_have_the_fans_and_the_padding_that_their_shapes_say():

@@ -65,7 +65,11 @@ def test_constants_that_meet_the_signal(function, powers):
 
 @pytest.mark.parametrize(("shape", "by_position"), [((1, 5, 8), 1.0), ((8,), 0.0), ((1, 1, 8), 0.0)])
 def test_constants_of_tokens_may_differ_between_positions(shape, by_position):
-    model = quiet(lambda: nn.Sequential(nn.Linear(20, 8), Function(lambda z: z + torch.ones(shape))))
+    model = quiet(
+        lambda: nn.Sequential(
+            nn.Linear(20, 8), Function(lambda z: z + torch.arange(float(math.prod(shape))).reshape(shape))
+        )
+    )
     assert probed(model, normal(4, 5, 20))[2]["constant_by_position", 1] == by_position
 
 

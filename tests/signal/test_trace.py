@@ -223,23 +223,25 @@ def test_a_tensor_that_is_taken_twice_is_one_source():
 
 
 def test_constants_are_counted_and_single_numbers_are_not():
-    scale, shift, number = operations_of(lambda z: (z * torch.arange(8.0) + torch.ones(8)) * torch.tensor(3.0))
+    scale, shift, number = operations_of(lambda z: (z * torch.arange(8.0) + torch.arange(8.0)) * torch.full((8,), 3.0))
     assert [op.constants for op in (scale, shift, number)] == [1, 1, 0]
     assert [op.call is None for op in (scale, shift, number)] == [True, True, False]
     assert float(number.call([torch.tensor(2.0)])) == 6
 
 
-def test_a_parameter_of_one_number_is_a_constant_and_no_number():
+@pytest.mark.parametrize("gate", [torch.ones(1), torch.ones(8), torch.tensor(0.5)])
+def test_a_parameter_that_nothing_has_trained_is_a_number(gate):
     class Gated(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer, self.gate = nn.Linear(20, 8), nn.Parameter(torch.ones(1))
+            self.layer, self.gate = nn.Linear(20, 8), nn.Parameter(gate)
 
         def forward(self, x):
             return self.layer(x) * self.gate
 
     product = trace(quiet(Gated), normal(4, 20)).operations[1]
-    assert (product.constants, product.call, product.parameters) == (1, None, ("gate",))
+    assert (product.constants, product.parameters) == (0, ("gate",))
+    assert float(product.call([torch.tensor(3.0)])) == 3 * float(gate.flatten()[0])
 
 
 def test_masks_are_operations_where_they_compare_fractions_and_none_where_they_compare_integers():
