@@ -12,6 +12,7 @@ from torch import nn
 from gainstage.display import Displayed
 from gainstage.program import run_model, tensors_in
 from gainstage.signal.graph import NETWORK_INPUT, Graph, Stage
+from gainstage.signal.ledger import row_called
 from gainstage.signal.prediction import Theory, source_fields, theory_from_input
 from gainstage.signal.probes import WeightProbes
 from gainstage.signal.statistics import signal_and_offset
@@ -47,10 +48,7 @@ class Prediction(Displayed):
 
     def row(self, name: str) -> ExpectedStage:
         """The stage called `name`; KeyError names the stages there are."""
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise KeyError(f"no stage is called {name!r}; there are {', '.join(row.name for row in self.rows)}")
+        return row_called(self.rows, name)
 
     def to_dict(self) -> dict[str, Any]:
         return {"stages": [asdict(row) for row in self.rows], "coverage": self.coverage}
@@ -78,8 +76,7 @@ def predict(model: nn.Module, inputs: Any) -> tuple[Graph, Prediction]:
 
 
 def _expected(theory: Theory, stage: Stage) -> ExpectedStage:
-    after = theory.graph.leaving(stage.index)
-    after = stage.operations[-1].index if after is None else after
+    after = theory.graph.output_of(stage)
     level, (power, variance) = theory.level(after), theory.gradient(after)
     forward = backward = {}
     if level.known:

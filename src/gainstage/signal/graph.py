@@ -146,6 +146,11 @@ class Graph:
         """The operation that made the last tensor which leaves a stage; None where none does."""
         return self._leaving.get(stage)
 
+    def output_of(self, stage: Stage) -> int:
+        """The operation whose output stands for a stage: the last that leaves it, or its last where none does."""
+        last = self.leaving(stage.index)
+        return stage.operations[-1].index if last is None else last
+
     @cached_property
     def _leaving(self) -> dict[int, int]:
         last = {self._stage_of(index): index for index in sorted(self.outputs)}

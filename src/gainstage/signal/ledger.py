@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from gainstage.display import Displayed
 from gainstage.errors import MissingExtra
@@ -95,10 +95,7 @@ class Ledger(Displayed):
 
     def row(self, name: str) -> Row:
         """The row of the stage called `name`; KeyError names the stages there are."""
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise KeyError(f"no stage is called {name!r}; there are {', '.join(row.name for row in self.rows)}")
+        return row_called(self.rows, name)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -129,6 +126,24 @@ class Ledger(Displayed):
         except ImportError:
             raise MissingExtra("polars", "frames") from None
         return polars.DataFrame(self.records(), infer_schema_length=None)
+
+
+class Named(Protocol):
+    """Anything with a name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+AnyRow = TypeVar("AnyRow", bound=Named)
+
+
+def row_called(rows: Sequence[AnyRow], name: str) -> AnyRow:
+    """The row of that name; KeyError names the stages there are."""
+    for row in rows:
+        if row.name == name:
+            return row
+    raise KeyError(f"no stage is called {name!r}; there are {', '.join(row.name for row in rows)}")
 
 
 def span_name(rows: Sequence[Row]) -> str:

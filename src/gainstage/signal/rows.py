@@ -43,8 +43,7 @@ def _source_row(graph: Graph, readings: Readings, units: Mapping[int, int]) -> R
 
 def _row(graph: Graph, stage: Stage, readings: Readings, theory: Theory, units: Mapping[int, int]) -> Row:
     index, before = stage.index, stage.layer.inputs[0]
-    after = graph.leaving(index)
-    after = stage.operations[-1].index if after is None else after
+    after = graph.output_of(stage)
     return Row(
         index=index,
         name=stage.name,
