@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gainstage.errors import BadInput
-from gainstage.nn.edits import Edits
+from gainstage.nn.edits import Edits, has_other_hooks
 from tests.tools import normal, quiet
 
 
@@ -138,3 +138,85 @@ def test_a_name_that_means_something_else_is_not_overwritten():
     with pytest.raises(BadInput, match="a Linear of the network has something called normalization already"):
         Edits().attach(layer, nn.BatchNorm1d(4), behind=True)
     assert not layer._forward_hooks
+
+
+def bystander(*_):
+    """A hook of the user's."""
+
+
+def attached():
+    """A layer with both normalisations attached, among hooks and children of the user's."""
+    layer = quiet(lambda: nn.Linear(4, 4))
+    for register in (layer.register_forward_hook, layer.register_forward_pre_hook):
+        register(bystander)
+    layer.add_module("first", nn.Identity())
+    edits = Edits()
+    edits.attach(layer, nn.BatchNorm1d(4), behind=True)
+    edits.attach(layer, nn.BatchNorm1d(4), behind=False)
+    for register in (layer.register_forward_hook, layer.register_forward_pre_hook):
+        register(bystander)
+    layer.add_module("last", nn.Identity())
+    return layer
+
+
+def hung(layer):
+    return [list(held.items()) for held in (layer._forward_hooks, layer._forward_pre_hooks, layer._modules)]
+
+
+@pytest.mark.parametrize("name", ["normalization", "input_normalization"])
+@pytest.mark.parametrize("twin_of", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_what_was_attached_is_detached_from_a_copy_too_and_comes_back_to_its_place(name, twin_of):
+    layer, edits = attached(), Edits()
+    twin, before = twin_of(layer), hung(layer)
+    kept = hung(twin)
+    edits.detach(nn.Sequential(twin), getattr(twin, name))
+    assert not hasattr(twin, name)
+    assert [child for child, _ in hung(twin)[2]] == [child for child, _ in kept[2] if child != name]
+    assert sorted(map(len, hung(twin)[:2])) == [2, 3], "one hook is gone and no other"
+    assert sum(hook is bystander for held in hung(twin)[:2] for _, hook in held) == 4
+    twin(normal(3, 4))
+    edits.undo()
+    assert hung(twin) == kept
+    assert hung(layer) == before
+
+
+def test_an_undone_detachment_leaves_what_was_hung_meanwhile():
+    layer, edits = attached(), Edits()
+    edits.detach(layer, layer.normalization)
+    layer.register_forward_hook(lambda *_: None)
+    layer.add_module("meanwhile", nn.Identity())
+    edits.undo()
+    assert [name for name, _ in hung(layer)[2]] == [
+        "first",
+        "normalization",
+        "input_normalization",
+        "last",
+        "meanwhile",
+    ]
+    assert len(layer._forward_hooks) == 4
+
+
+def test_a_module_that_merely_is_called_so_is_not_detached():
+    layer = quiet(lambda: nn.Linear(4, 4))
+    layer.normalization = nn.BatchNorm1d(4)
+    layer.register_forward_hook(lambda module, _, output: module.normalization(output))
+    before = hung(layer)
+    Edits().detach(layer, layer.normalization)
+    assert hung(layer) == before
+    other = attached()
+    before = hung(other)
+    Edits().detach(other, nn.BatchNorm1d(4))
+    assert hung(other) == before, "another normalisation than the one that is meant"
+
+
+def test_hooks_of_others_are_told_from_those_of_attach():
+    layer = quiet(lambda: nn.Linear(4, 4))
+    assert not has_other_hooks(layer)
+    for behind in (True, False):
+        Edits().attach(layer, nn.BatchNorm1d(4), behind)
+    assert not has_other_hooks(layer)
+    handle = layer.register_forward_hook(bystander)
+    assert has_other_hooks(layer)
+    handle.remove()
+    layer.register_forward_pre_hook(bystander)
+    assert has_other_hooks(layer)

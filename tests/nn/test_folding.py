@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from gainstage.errors import BadInput
-from gainstage.nn import absorption, convolutional_network, dense_network, fold_batch_norm, insert_batch_norm
+from gainstage.nn import absorption, convolutional_network, dense_network, fold_batch_norm
 from gainstage.nn.folding import _tolerance
 from tests.networks import Convolutional, Images, settle
 from tests.tools import normal, quiet, random_states, same_states
@@ -182,12 +182,6 @@ def test_folded_parameters_are_the_objects_that_they_were():
     assert {name: id(p) for name, p in model.named_parameters()} == before
 
 
-def test_what_insert_batch_norm_puts_in_can_be_folded_where_it_does_not_hang_on_a_hook():
-    model = quiet(lambda: nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 3)))
-    settle(insert_batch_norm(model, first=True), normal(32, 20))
-    assert [each.normalization for each in fold_batch_norm(model).folded] == ["input_normalization", "1_normalization"]
-
-
 @pytest.mark.draws
 def test_what_can_be_folded_is_and_the_rest_is_listed():
     model = network(Convolutional, lambda: normal(8, 1, 8, 8))
@@ -211,6 +205,13 @@ def test_in_training_mode_without_normalisation_and_without_values_it_is_refused
         fold_batch_norm(quiet(lambda: nn.Linear(4, 4)).eval())
     with pytest.raises(BadInput, match="part of the model is on the meta device"):
         fold_batch_norm(nn.Sequential(nn.Linear(4, 4, device="meta"), nn.BatchNorm1d(4)).eval())
+    for model, got in (
+        (None, "a NoneType"),
+        ("model", "a str"),
+        (nn.BatchNorm1d, "the class BatchNorm1d; did you mean"),
+    ):
+        with pytest.raises(BadInput, match=rf"the model must be a torch\.nn\.Module, got {got}"):
+            fold_batch_norm(model)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from gainstage.errors import BadInput
 from gainstage.nn import insert_batch_norm
-from tests.networks import Images, Residual
+from tests.networks import Function, Images, Residual
 from tests.tools import normal, quiet, random_states, refill, same_states
 
 
@@ -57,6 +57,69 @@ class Series(nn.Module):
         return self.head(self.block(self.block(h)).amax(-1))
 
 
+def leaky(x):
+    return torch.where(x > 0, x, 0.1 * x)
+
+
+def snake(x):
+    return x + torch.sin(x) ** 2
+
+
+class Snake(nn.Module):
+    """x + sin(a x)^2 / a with one a for each unit."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.a = nn.Parameter(torch.linspace(0.5, 2.0, units))
+
+    def forward(self, x):
+        return x + torch.sin(self.a * x) ** 2 / self.a
+
+
+class Written(nn.Module):
+    """Activations that are written out: one in forward behind a convolution, one in a module of its own, which has parameters
+    or none."""
+
+    def __init__(self, normalized="", parameters=False):
+        super().__init__()
+        self.conv, self.second, self.head = nn.Conv1d(2, 6, 3), nn.Linear(6, 5), nn.Linear(5, 3)
+        self.act = Snake(5) if parameters else Function(snake)
+        self.norm1 = nn.BatchNorm1d(6) if normalized == "before" else nn.Identity()
+        self.norm2 = nn.BatchNorm1d(5) if normalized == "before" else nn.Identity()
+
+    def forward(self, x):
+        h = self.norm1(self.conv(x))
+        h = leaky(h).amax(-1)
+        return self.head(self.act(self.norm2(self.second(h))))
+
+
+class Modules(nn.Module):
+    """The same behind pooling, all in modules."""
+
+    def __init__(self, normalized="", parameters=False):
+        super().__init__()
+        self.conv, self.pool, self.second, self.head = (
+            nn.Conv1d(2, 6, 3),
+            nn.MaxPool1d(2),
+            nn.Linear(6, 5),
+            nn.Linear(5, 3),
+        )
+        self.act1 = Function(leaky)
+        self.act2 = Snake(5) if parameters else Function(snake)
+        norms = {"before": ["before1", "before2"], "after": ["after1", "after2"]}.get(normalized, [])
+        for name in ("before1", "before2", "after1", "after2"):
+            units = 6 if name.endswith("1") else 5
+            setattr(self, name, nn.BatchNorm1d(units) if name in norms else nn.Identity())
+
+    def forward(self, x):
+        h = self.after1(self.act1(self.before1(self.pool(self.conv(x)))))
+        return self.head(self.after2(self.act2(self.before2(self.second(h.amax(-1))))))
+
+
+def with_parameters(build):
+    return lambda *normalized: build(*normalized, parameters=True)
+
+
 def pictures(samples=16):
     return 2 + 3 * normal(samples, 3, 7, 7)
 
@@ -73,6 +136,12 @@ NETWORKS = {
     "images, modules, after": (lambda *n: Images(*n, activations="modules"), "after", pictures),
     "series": (Series, "before", series),
     "series, after": (Series, "after", series),
+    "written out": (Written, "before", series),
+    "written out, parameters": (with_parameters(Written), "before", series),
+    "written out in modules": (Modules, "before", series),
+    "written out in modules, after": (Modules, "after", series),
+    "written out in modules, parameters": (with_parameters(Modules), "before", series),
+    "written out in modules, parameters, after": (with_parameters(Modules), "after", series),
 }
 networks = pytest.mark.parametrize(("build", "position", "data"), NETWORKS.values(), ids=NETWORKS)
 
@@ -173,6 +242,61 @@ def test_a_projection_beside_a_branch_gets_its_own():
     assert [name for name, m in model.named_modules() if isinstance(m, nn.BatchNorm1d)] == [
         "branch.normalization",
         "shortcut.normalization",
+    ]
+
+
+class Sloped(nn.Module):
+    """An activation without parameters that has a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("slope", torch.tensor(0.1))
+
+    def forward(self, x):
+        return torch.where(x > 0, x, self.slope * x)
+
+
+@pytest.mark.parametrize("position", ["before", "after"])
+def test_buffers_keep_their_names_too(position):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.act, self.second = nn.Linear(20, 8), Sloped(), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.second(self.act(self.first(x)))
+
+    model = quiet(Net)
+    before = set(model.state_dict()) - {"first.bias"}
+    assert before <= set(insert_batch_norm(model, position).state_dict())
+    assert type(model.act) is Sloped
+    assert len(norms(model)) == 1
+
+
+class Variational(nn.Module):
+    """Puts out a mean and the logarithm of a variance; draws between them. KL: in forward, or by the caller."""
+
+    def __init__(self, kl=False):
+        super().__init__()
+        self.body, self.mean, self.log_variance = nn.Linear(20, 8), nn.Linear(8, 4), nn.Linear(8, 4)
+        self.back, self.out, self.kl = nn.Linear(4, 8), nn.Linear(8, 20), kl
+
+    def forward(self, x):
+        h = F.relu(self.body(x))
+        mean, log_variance = self.mean(h), self.log_variance(h).clamp(-10, 2)
+        z = mean + torch.exp(0.5 * log_variance) * torch.ones(4)
+        decoded = self.out(F.relu(self.back(z)))
+        if self.kl:
+            return decoded, (mean**2 + log_variance.exp() - 1 - log_variance).sum()
+        return decoded, mean, log_variance
+
+
+@pytest.mark.parametrize("kl", [False, True])
+def test_the_logarithm_of_a_variance_is_left_alone(kl):
+    model = insert_batch_norm(quiet(lambda: Variational(kl)))
+    assert [name for name, m in model.named_modules() if m in norms(model)] == [
+        "body.normalization",
+        "back.normalization",
     ]
 
 

@@ -115,7 +115,8 @@ NOTHING = [
     (lambda: nn.Sequential(nn.Conv1d(1, 4, 3), nn.Flatten(), nn.ReLU(), nn.Linear(4, 2)), {}, "there is nothing"),
     (lambda: nn.Linear(4, 2), {}, "there is nothing to normalise"),
     (lambda: Ignores(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), {}, "there is nothing to normalise"),
-    (plain, {"position": "in"}, "known are: before, after"),
+    (plain, {"position": "in"}, "no position is called 'in'; known are: before, after"),
+    (plain, {"position": None}, "no position is called None; known are: before, after"),
     (plain, {"data": normal(8, 5)}, r"forward failed on inputs of shape \(8, 5\)"),
     (plain, {"data": normal(1, 4)}, "forward failed .* more than 1 value per channel"),
     (plain, {"data": "x"}, r"data must be \(x, y\) arrays, a Dataset or a DataLoader"),
@@ -171,6 +172,14 @@ def test_where_nothing_can_be_done_the_model_stays_as_it_was(build, settings, me
     with pytest.raises(BadInput, match=message):
         insert_batch_norm(model, **settings)
     assert identity(model) == before
+
+
+@pytest.mark.parametrize(
+    ("model", "got"), [(None, "a NoneType"), ([nn.ReLU()], "a list"), (Recurrent, "the class Recurrent")]
+)
+def test_what_is_no_network_is_refused(model, got):
+    with pytest.raises(BadInput, match=rf"the model must be a torch\.nn\.Module, got {got}"):
+        insert_batch_norm(model)
 
 
 def test_a_layer_without_a_module_can_still_be_normalised_at_its_activation():

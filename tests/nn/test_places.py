@@ -1,13 +1,16 @@
 """Where normalisation can be put, and what is refused with one clear sentence."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from gainstage.errors import BadInput
 from gainstage.nn.flow import flow_of
 from gainstage.nn.places import Entry, Places, hidden_activations
-from tests.networks import Images
+from tests.networks import Function, Images
 from tests.nn.test_insertion_refused import identity
 from tests.tools import normal, quiet
 
@@ -15,7 +18,7 @@ from tests.tools import normal, quiet
 def hidden(model, x):
     """(path of the layer, name of the activation, path of its module) of each."""
     found = hidden_activations(flow_of(quiet(model), x))
-    return [(each.layer.module, each.activation.name, each.activation.module) for each in found]
+    return [(each.layer.module, each.name, each.activation[0].module) for each in found]
 
 
 def test_each_activation_is_found_with_every_layer_that_leads_to_it():
@@ -25,6 +28,18 @@ def test_each_activation_is_found_with_every_layer_that_leads_to_it():
         ("branch2", "relu", "act3"),
         ("up", "relu", "act4"),
     ]
+
+
+def leaky(h):
+    return torch.where(h > 0, h, 0.1 * h)
+
+
+def swish(h):
+    return h * torch.sigmoid(h)
+
+
+def sine(h):
+    return torch.sin(3 * h)
 
 
 def chain(*layers):
@@ -42,6 +57,14 @@ def chain(*layers):
         (chain(nn.Unflatten(1, (2, 2)), nn.ReLU(), nn.Flatten()), 0),
         (chain(nn.Softmax(1)), 0),
         (chain(nn.Linear(4, 4)), 0),
+        (chain(Function(leaky), nn.Dropout(0.0)), 1),
+        (chain(Function(swish)), 1),
+        (chain(nn.ReLU(), Function(leaky)), 1),
+        (chain(nn.BatchNorm1d(4), Function(leaky)), 0),
+        (chain(Function(leaky), nn.Dropout(0.0), nn.LayerNorm(4)), 0),
+        (chain(Function(swish), nn.BatchNorm1d(4)), 0),
+        (chain(Function(lambda h: torch.exp(h))), 0),
+        (chain(Function(lambda h: 2 * h)), 0),
     ],
 )
 def test_hidden_is_an_activation_right_behind_a_layer_and_without_normalisation(build, count):
@@ -130,6 +153,108 @@ def test_one_activation_module_in_two_blocks_is_known_by_its_layer():
     model = quiet(build)
     found = Places(model, flow_of(model, normal(4, 4))).at_activations("before")
     assert [each.entry for each in found] == [Entry(model[0], "1"), Entry(model[1], "1")]
+
+
+class Written(nn.Module):
+    """A convolution, pooling, a dense layer, with an activation that is written out: in a module of its own, or in forward."""
+
+    def __init__(self, function, module):
+        super().__init__()
+        self.conv, self.pool, self.dense, self.head = (
+            nn.Conv1d(2, 6, 3),
+            nn.MaxPool1d(2),
+            nn.Linear(6, 5),
+            nn.Linear(5, 2),
+        )
+        self.act1, self.act2 = (Function(function), Function(function)) if module else (function, function)
+
+    def forward(self, x):
+        return self.head(self.act2(self.dense(self.act1(self.pool(self.conv(x))).mean(-1))))
+
+
+@pytest.mark.parametrize(
+    ("function", "module", "expected"),
+    [
+        (leaky, True, [("act1", False, False), ("act2", False, True)]),
+        (sine, True, [("act1", False, False), ("act2", False, True)]),
+        (leaky, False, [("conv", True, True), ("dense", True, True)]),
+        (sine, False, [("conv", True, True), ("dense", True, True)]),
+        (swish, False, [("conv", True, True), ("dense", True, True)]),
+        (swish, True, [("conv", True, True), ("dense", True, True)]),  # as ever
+        (torch.sigmoid, True, [("act1", False, False), ("act2", False, True)]),
+    ],
+)
+def test_the_place_before_a_function_that_is_written_out_is_its_module_or_else_the_layer(function, module, expected):
+    assert planned(lambda: Written(function, module), normal(4, 2, 11)) == expected
+
+
+@pytest.mark.parametrize("function", [leaky, sine, swish])
+def test_the_place_after_it_is_behind_its_module(function):
+    found = planned(lambda: Written(function, True), normal(4, 2, 11), "after")
+    assert found == [("act1", True, False), ("act2", True, False)]
+
+
+@pytest.mark.parametrize(("function", "name"), [(leaky, "gt+mul+where"), (sine, "mul+sin"), (swish, "sigmoid+mul")])
+def test_behind_one_that_a_forward_writes_out_it_says_what_to_write(function, name):
+    message = (
+        f"the {name} behind conv is written out in Written.forward, and nothing can be put behind it from outside; write "
+        f"self.normalization = nn.BatchNorm1d(6) and call it on what {name} puts out"
+    )
+    with pytest.raises(BadInput, match=re.escape(message)):
+        planned(lambda: Written(function, False), normal(4, 2, 11), "after")
+
+
+class AndMore(nn.Module):
+    """An activation that is written out, in a module that does more."""
+
+    def __init__(self, more):
+        super().__init__()
+        self.more = more
+
+    def forward(self, x):
+        return self.more(leaky(x))
+
+
+@pytest.mark.parametrize("more", [lambda h: F.dropout(h, 0.0), nn.Identity()], ids=["an operation", "a child"])
+def test_a_module_that_does_more_is_not_the_place(more):
+    def build():
+        return nn.Sequential(nn.Linear(4, 4), AndMore(more), nn.Linear(4, 2))
+
+    assert planned(build, normal(4, 4)) == [("0", True, True)]
+    with pytest.raises(BadInput, match=r"the gt\+mul\+where behind 0 is written out in AndMore.forward \(module 1\)"):
+        planned(build, normal(4, 4), "after")
+
+
+def test_a_module_that_runs_twice_is_known_by_its_entries_and_else_by_the_layers():
+    def build():
+        act = Function(leaky)
+        return nn.Sequential(nn.Linear(4, 4), act, nn.Linear(4, 4), act, nn.Linear(4, 2))
+
+    model = quiet(build)
+    for position in ("before", "after"):
+        found = Places(model, flow_of(model, normal(4, 4))).at_activations(position)
+        assert [each.entry for each in found] == [Entry(model, "1"), Entry(model, "3")]
+
+    def shared():
+        model = Written(leaky, True)
+        model.act2 = model.act1
+        return model
+
+    assert planned(shared, normal(4, 2, 11)) == [("conv", True, True), ("dense", True, True)]
+    with pytest.raises(BadInput, match="act1 runs behind several layers; give each of them one of its own"):
+        planned(shared, normal(4, 2, 11), "after")
+
+
+def test_where_the_sum_of_layers_is_activated_each_gets_its_own():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.act, self.head = nn.Linear(4, 4), nn.Linear(4, 4), Function(leaky), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.act(self.a(x) + self.b(x)))
+
+    assert planned(Sum, normal(4, 4)) == [("a", True, True), ("b", True, True)]
 
 
 def test_a_first_layer_that_runs_again_gets_its_normalisation_at_the_networks_input():

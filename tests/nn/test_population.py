@@ -4,6 +4,7 @@ import copy
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -266,6 +267,27 @@ def test_inputs_may_be_tuples_and_dictionaries():
         assert torch.allclose(row.mean.float(), (a + b).mean(0), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "alone", [lambda x: x, lambda x: x.numpy(), lambda x: x.double().numpy()], ids=["tensor", "array", "double"]
+)
+@pytest.mark.parametrize(("batch_size", "sizes"), [(100, [100]), (40, [40, 40, 20])])
+def test_inputs_alone_are_batched_and_give_what_they_give_with_targets(alone, batch_size, sizes):
+    x = images()
+    model, seen = trained(Convolutional, x), []
+    twin = copy.deepcopy(model)
+    rows = population_statistics(twin, labelled(x), batch_size).rows
+    kept = x.clone()
+    handle = model.conv.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    found = population_statistics(model, alone(x), batch_size).rows
+    handle.remove()
+    assert [(row.layer, row.values, row.mean.tolist()) for row in found] == [
+        (row.layer, row.values, row.mean.tolist()) for row in rows
+    ]
+    assert all(torch.equal(value, twin.state_dict()[name]) for name, value in model.state_dict().items())
+    assert seen[-len(sizes) :] == sizes
+    assert torch.equal(x, kept)
+
+
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()
@@ -323,3 +345,28 @@ def test_layers_that_do_not_run_batches_that_are_none_and_wrong_sizes_are_refuse
         population_statistics(OneUnused(), loader)
     with pytest.raises(BadInput, match="batch_size must be a whole number of at least 1, got 0"):
         population_statistics(OneUnused(), labelled(normal(10, 4)), 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "statistics are taken over a training set; give its inputs"),
+        (torch.zeros(0, 4), "the data set is empty"),
+        (torch.tensor(1.0), "the data set is empty"),
+        (np.zeros((3, 4), dtype=object), "the inputs cannot be made a tensor"),
+        ("data.csv", "data must be .*, not a str"),
+        (5, "data must be .*, not a int"),
+    ],
+    ids=str,
+)
+def test_what_is_no_data_is_refused_in_one_sentence(data, message):
+    with pytest.raises(BadInput, match=message):
+        population_statistics(OneUnused(), data)
+
+
+@pytest.mark.parametrize(
+    ("model", "got"), [(None, "a NoneType"), (OneUnused, "the class OneUnused; did you mean"), (len, "a builtin")]
+)
+def test_what_is_no_network_is_refused_in_one_sentence(model, got):
+    with pytest.raises(BadInput, match=rf"the model must be a torch\.nn\.Module, got {got}"):
+        population_statistics(model, normal(10, 4))

@@ -8,7 +8,8 @@ from gainstage.nn import insert_batch_norm
 from gainstage.program import Program
 from gainstage.remedies import CannotApply
 from gainstage.remedies.normalization import InsertBatchNormalization
-from tests.networks import Functional, Images, Residual, deep
+from tests.networks import Function, Functional, Images, Residual, deep
+from tests.nn.test_insertion import Variational
 from tests.remedies.test_base import identity, treatment
 from tests.tools import blobs, normal, quiet
 
@@ -60,6 +61,26 @@ def test_it_puts_normalisation_where_insert_batch_norm_does():
     sick, twin = program(quiet(Functional)), quiet(Functional)
     InsertBatchNormalization().apply(treatment(sick))
     assert repr(sick.model) == repr(insert_batch_norm(twin, data=blobs()))
+
+
+def test_an_activation_that_is_written_out_is_treated_too():
+    def build():
+        act = Function(lambda h: torch.where(h > 0, h, 0.1 * h))
+        return nn.Sequential(nn.Linear(20, 16), act, nn.Linear(16, 3))
+
+    sick = program(quiet(build))
+    wanted, remedy = treatment(sick), InsertBatchNormalization()
+    remedy.apply(wanted)
+    assert [type(m) for m in sick.model] == [nn.Linear, nn.BatchNorm1d, Function, nn.Linear]
+    assert remedy.changed(wanted.graph, treatment(sick).graph, wanted)
+
+
+def test_what_a_network_puts_out_does_not_count_as_left_over():
+    x, _ = blobs()
+    sick = Program(quiet(Variational), lambda output, _: sum(part.square().mean() for part in output), (x, x))
+    wanted, remedy = treatment(sick), InsertBatchNormalization()
+    remedy.apply(wanted)
+    assert remedy.changed(wanted.graph, treatment(sick).graph, wanted)
 
 
 def test_what_it_refuses_leaves_the_network_as_it_was():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from gainstage.nn.edits import Edits
+from gainstage.nn.edits import Edits, has_other_hooks
 from gainstage.nn.flow import Flow
 from gainstage.signal import Operation
 
@@ -56,6 +56,7 @@ class Absorber:
             except Refused as reason:
                 reasons.append(f"{side}, {reason}")
                 continue
+            self.edits.detach(self.model, norm)
             self.edits.replace_module(self.model, norm, nn.Identity())
             self.gone.add(run.index)
             return Absorbed(path, layer, side)
@@ -136,7 +137,7 @@ class Absorber:
 def _check_plain(module: nn.Module, name: str = "it") -> None:
     if not {"weight", "bias"} <= module._parameters.keys():
         raise Refused(f"{name} is parametrised")
-    if module._forward_hooks or module._forward_pre_hooks:
+    if has_other_hooks(module):
         raise Refused(f"{name} carries hooks")
 
 

@@ -63,8 +63,8 @@ class Edits:
         at = [entry for entry, _ in entries].index(beside) + behind
         while name in parent._modules:
             name += "_"
-        _rehang(parent, [*entries[:at], (name, module.train(parent.training)), *entries[at:]])
-        self._undos.append(lambda: _rehang(parent, entries))
+        _refill(parent._modules, [*entries[:at], (name, module.train(parent.training)), *entries[at:]])
+        self._undos.append(lambda: _refill(parent._modules, entries))
 
     def attach(self, module: nn.Module, norm: nn.Module, behind: bool) -> None:
         """Make `norm` a child of `module` that runs on its first input, or on its output, whenever `module` is called."""
@@ -78,6 +78,15 @@ class Edits:
         module.add_module(name, norm.train(module.training))
         self._undos += [lambda: module._modules.__delitem__(name), handle.remove]
 
+    def detach(self, model: nn.Module, norm: nn.Module) -> None:
+        """Take `norm`, with the hook that runs it, from the modules of the model that it was attached to, also before the model
+        was copied or saved."""
+        for module in list(model.modules()):
+            for name, hooks in _hooks_of(module).items():
+                ours = [key for key, hook in hooks.items() if hook is ATTACHED[name]]
+                if ours and module._modules.get(name) is norm:
+                    self._undos += [_take_out(module._modules, name), *(_take_out(hooks, key) for key in ours)]
+
     def undo(self) -> None:
         """Take every edit back, in reverse order."""
         while self._undos:
@@ -89,9 +98,20 @@ def _write(parameter: Tensor, values: Tensor) -> None:
         parameter.copy_(values)
 
 
-def _rehang(parent: nn.Module, entries: Iterable[tuple[str, nn.Module | None]]) -> None:
-    parent._modules.clear()
-    parent._modules.update(entries)
+def _refill(held: dict[Any, Any], entries: Iterable[tuple[Any, Any]]) -> None:
+    held.clear()
+    held.update(entries)
+
+
+def _take_out(held: dict[Any, Any], key: Any) -> Callable[[], None]:
+    """Remove an entry; returns what puts it back at its place."""
+    at, value = list(held).index(key), held.pop(key)
+
+    def put_back() -> None:
+        others = list(held.items())
+        _refill(held, [*others[:at], (key, value), *others[at:]])
+
+    return put_back
 
 
 # functions of the module's file, so that a network with them can be copied and saved
@@ -101,3 +121,15 @@ def _normalize_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...
 
 def _normalize_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     return module._modules[BEHIND](output)  # type: ignore[misc]
+
+
+ATTACHED = {IN_FRONT: _normalize_input, BEHIND: _normalize_output}
+
+
+def _hooks_of(module: nn.Module) -> dict[str, dict[int, Any]]:
+    return {IN_FRONT: module._forward_pre_hooks, BEHIND: module._forward_hooks}
+
+
+def has_other_hooks(module: nn.Module) -> bool:
+    """True where a module carries forward hooks that Edits.attach did not hang on it."""
+    return any(hook is not ATTACHED[name] for name, hooks in _hooks_of(module).items() for hook in hooks.values())

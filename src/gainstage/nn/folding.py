@@ -14,7 +14,7 @@ from gainstage.display import Displayed
 from gainstage.errors import BadInput
 from gainstage.nn.absorption import Absorbed, Absorber, Refused
 from gainstage.nn.edits import Edits
-from gainstage.nn.flow import flow_of
+from gainstage.nn.flow import check_model, flow_of
 from gainstage.program import run_model, tensors_in
 from gainstage.randomness import seeded
 from gainstage.signal import untouched
@@ -60,15 +60,17 @@ def fold_batch_norm(model: nn.Module, data: Any = None) -> Folding:
     (Ioffe and Szegedy 2015, algorithm 2). Behind a layer W x + b it becomes s W and s b + t; in front of one W s and
     b + W t. What stands beside it is read from one traced forward pass. Layers are nn.Linear with (batch, features) and
     convolutions with (batch, channels, ...), grouped and transposed ones too; one without bias gets one. An nn.Identity
-    takes the normalisation's place. Parameters stay the objects that they are.
+    takes the normalisation's place; of one that insert_batch_norm hung on a module by a hook nothing is left. Parameters stay
+    the objects that they are.
     Left alone, and listed with the reason: normalisations without running statistics, that do not run or run more than
     once, or that carry hooks or are parametrised; those with neither such a layer directly in front, read by nothing else,
-    nor directly behind; beside a layer that runs more than once, is tied, parametrised or carries hooks; and in front of a
-    zero-padded or transposed convolution unless t is zero, for it would not reach the border.
+    nor directly behind; beside a layer that runs more than once, is tied, parametrised or carries hooks of others than
+    insert_batch_norm; and in front of a zero-padded or transposed convolution unless t is zero, for it would not reach the
+    border.
     data: training data, or inputs alone, on which the network is traced and its outputs are compared; without it noise of
     a shape that is read off the first layer.
-    Raises BadInput, with nothing changed, in training mode, where nothing can be folded (with the reasons), and where the
-    outputs would change by more than half of their digits.
+    Raises BadInput, with nothing changed, for what is no nn.Module, in training mode, where nothing can be folded (with the
+    reasons), and where the outputs would change by more than half of their digits.
     """
     _check(model)
     x = _noise(example_inputs(model)) if data is None else example_inputs(model, data, SAMPLES)
@@ -80,6 +82,7 @@ def fold_batch_norm(model: nn.Module, data: Any = None) -> Folding:
 
 
 def _check(model: nn.Module) -> None:
+    check_model(model)
     if any(module.training for module in model.modules()):
         raise BadInput("folding is for inference, and part of the model is in training mode; call model.eval() first")
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):

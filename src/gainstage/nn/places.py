@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from gainstage.errors import BadInput
-from gainstage.nn.flow import Flow, is_activation, is_chain, is_layer
+from gainstage.nn.flow import Flow, Function, is_activation, is_chain, is_layer
 from gainstage.nn.normalization import batch_norm_of
 from gainstage.signal import Operation
 
 Position = Literal["before", "after"]
 KEEP_UNITS = ("dropout", "pool")
+TO_LAYERS = (*KEEP_UNITS, "add")  # what may stand between a hidden activation and the layers that lead to it
 
 
 class Entry(NamedTuple):
@@ -51,18 +52,23 @@ class Hidden:
     """A hidden activation, and a layer that leads to it."""
 
     layer: Operation
-    activation: Operation
+    activation: Function
+
+    @property
+    def name(self) -> str:
+        """For example "relu" or "sigmoid+mul"."""
+        return "+".join(dict.fromkeys(operation.name for operation in self.activation))
 
 
 def hidden_activations(flow: Flow) -> list[Hidden]:
     """The hidden activations without normalisation, each with every layer that leads to it."""
     return [
-        Hidden(layer, operation)
-        for operation in filter(is_activation, flow.operations)
-        if any(map(is_layer, flow.forward(operation)))
-        and all(reader.kind != "normalization" for reader in flow.forward(operation, KEEP_UNITS))
-        for layer in flow.backward(operation, (*KEEP_UNITS, "add"))
-        if layer.kind == "layer" and len(layer.shape) == len(operation.shape)
+        Hidden(layer, activation)
+        for activation in flow.activations()
+        if any(map(is_layer, flow.forward(activation[-1])))
+        and all(reader.kind != "normalization" for reader in flow.forward(activation[-1], KEEP_UNITS))
+        for layer in flow.backward(activation[0], TO_LAYERS)
+        if layer.kind == "layer" and len(layer.shape) == len(activation[-1].shape)
     ]
 
 
@@ -73,7 +79,7 @@ class Places:
         self.model, self.flow = model, flow
         self.hidden = hidden_activations(flow)
         self.hidden_layers = {each.layer.index for each in self.hidden}
-        self.hidden_operations = {each.activation.index for each in self.hidden}
+        self.hidden_operations = {operation.index for each in self.hidden for operation in each.activation}
 
     # ---------------------------------------------------------------- at the activations
     def at_activations(self, position: Position) -> list[Insertion]:
@@ -88,11 +94,11 @@ class Places:
         layer, runs = self._module(hidden.layer), self._runs(hidden.layer)
         biased = layer if layer._parameters.get("bias") is not None and len(runs) == 1 else None
         way = self._way(hidden)
-        activation = None if way is None else self._activation(hidden)
+        activation = None if way is None or self._is_part(hidden) else self._activation(hidden)
         if activation is not None:
             return self._insertion(hidden, *activation, behind=False, biased=None if way else biased)
         if not isinstance(layer, (nn.Linear, _ConvNd)):
-            raise BadInput(self._as_function(hidden.layer, hidden.layer))
+            raise BadInput(self._as_function(Hidden(hidden.layer, (hidden.layer,))))
         if not {run.index for run in runs} <= self.hidden_layers:
             raise BadInput(
                 f"{hidden.layer.module} runs several times, not always in front of a hidden activation; give each run a "
@@ -105,8 +111,8 @@ class Places:
         if activation is not None:
             return self._insertion(hidden, *activation, behind=True)
         if not self._is_module(hidden.activation):
-            raise BadInput(self._as_function(hidden.activation, hidden.layer))
-        raise BadInput(f"{hidden.activation.module} runs behind several layers; give each of them one of its own")
+            raise BadInput(self._as_function(hidden))
+        raise BadInput(f"{hidden.activation[0].module} runs behind several layers; give each of them one of its own")
 
     def _insertion(self, hidden: Hidden, module: nn.Module, entry: Entry | None, **settings: Any) -> Insertion:
         norm = self._norm(hidden.layer, hidden.layer.channels)
@@ -114,28 +120,38 @@ class Places:
 
     def _way(self, hidden: Hidden) -> list[Operation] | None:
         """What stands between layer and activation; None where another way joins it or leads off."""
-        way = [hidden.activation]
+        way, inside = [hidden.activation[0]], {operation.index for operation in hidden.activation[1:]}
         while way[-1] is not hidden.layer:
             source = self.flow.sources(way[-1])[0]
-            if len(way[-1].inputs) > 1 or len(self.flow.readers(source)) > 1:
+            readers = [reader for reader in self.flow.readers(source) if reader.index not in inside]
+            if len(way[-1].inputs) > 1 or len(readers) > 1:
                 return None
             way.append(source)
         return way[1:-1]
+
+    def _is_part(self, hidden: Hidden) -> bool:
+        """True where torch's own activation, the first behind the layer, is part of a longer function. It is normalised behind
+        the layer, where networks that were saved with their normalisation have it."""
+        named = [operation for operation in hidden.activation if is_activation(operation)]
+        return len(hidden.activation) > 1 and any(hidden.layer in self.flow.backward(each, TO_LAYERS) for each in named)
 
     def _activation(self, hidden: Hidden) -> tuple[nn.Module, Entry | None] | None:
         """The module that is nothing but the activation behind the layer, and where it stands; None if there is none."""
         if not self._is_module(hidden.activation):
             return None
-        module, runs = self._module(hidden.activation), self._runs(hidden.activation)
+        path = hidden.activation[0].module
+        module, runs = self._module(hidden.activation[0]), self.flow.runs(path)
         entry = self._entry(module, behind=self._module(hidden.layer))
-        layers = {each.layer.module for each in self.hidden if each.activation.module == hidden.activation.module}
+        layers = {each.layer.module for each in self.hidden if each.activation[0].module == path}
         ours = len(layers) == 1 and {run.index for run in runs} <= self.hidden_operations
         return (module, entry) if entry or ours else None
 
-    def _is_module(self, activation: Operation) -> bool:
-        """True where a module without children runs this and nothing else."""
-        alone = all(other.name == activation.name for other in self.flow.runs(activation.module))
-        return bool(activation.module) and alone and not list(self._module(activation).children())
+    def _is_module(self, activation: Function) -> bool:
+        """True where a module without children runs this and nothing else, each time."""
+        module, names = activation[0].module, [operation.name for operation in activation]
+        runs = [operation.name for operation in self.flow.runs(module)]
+        alone = runs == names * (len(runs) // len(names))
+        return bool(module) and alone and not list(self._module(activation[0]).children())
 
     # ---------------------------------------------------------------- at the input
     def in_front(self, x: Any) -> Insertion | None:
@@ -191,14 +207,16 @@ class Places:
         like = self.model.get_parameter(layer.weight) if layer.weight else next(self.model.parameters())
         return batch_norm_of(units, len(layer.shape) - 2, like)
 
-    def _as_function(self, operation: Operation, layer: Operation) -> str:
-        """What to write where code calls an operation as a function."""
+    def _as_function(self, called: Hidden) -> str:
+        """What to write where code calls an activation, or the layer itself, as a function."""
+        layer, operation = called.layer, called.activation[-1]
         module, norm = self._module(operation), type(self._norm(layer, layer.channels)).__name__
         where = f"{type(module).__name__}.forward" + (f" (module {operation.module})" if operation.module else "")
         behind = f" behind {layer.module}" if operation is not layer else ""
+        how = "called as a function" if len(called.activation) == 1 else "written out"
         return (
-            f"the {operation.name}{behind} is called as a function in {where}, and nothing can be put behind it from outside; "
-            f"write self.normalization = nn.{norm}({layer.channels}) and call it on what {operation.name} puts out"
+            f"the {called.name}{behind} is {how} in {where}, and nothing can be put behind it from outside; "
+            f"write self.normalization = nn.{norm}({layer.channels}) and call it on what {called.name} puts out"
         )
 
 

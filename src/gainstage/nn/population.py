@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,6 +17,7 @@ from gainstage.data import Source, as_source
 from gainstage.data.sources import FromLoader, generators_kept
 from gainstage.display import Displayed
 from gainstage.errors import BadInput
+from gainstage.nn.flow import check_model
 from gainstage.program import run_model
 from gainstage.randomness import preserved, seeded
 
@@ -78,13 +80,16 @@ def population_statistics(model: nn.Module, data: Any, batch_size: int = 256) ->
 
     Each layer's are those of the inputs it has in evaluation mode, with the layers below corrected already: what training
     mode would compute if the whole set were one batch, without dropout. Variances divide by n: the set is the population.
-    data: (x, y), a Dataset or a DataLoader, which keeps its own batch size; batches may differ in size.
+    data: inputs alone, a tensor or array of shape (samples, ...); (x, y); a Dataset; or a DataLoader, which keeps its own
+    batch size. Batches may differ in size.
     Cost: one pass where the set is one batch. Otherwise one pass for each layer that only goes up to that layer (about
     half a forward pass over the set for each, without gradients), and the first batch once more.
     Weights, gradients, modes and random states are afterwards as before; after an error the statistics too.
-    Raises BadInput without a batch normalisation that keeps statistics or where none runs, for one that runs several times
-    in a forward pass, for fewer than two values a unit, for statistics that are not finite, and where forward fails.
+    Raises BadInput for what is no nn.Module or no data, without a batch normalisation that keeps statistics or where none
+    runs, for one that runs several times in a forward pass, for fewer than two values a unit, for statistics that are not
+    finite, and where forward fails.
     """
+    check_model(model)
     norms = {module: name for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     layers: dict[Any, str] = {module: name for module, name in norms.items() if module.running_mean is not None}
     if not layers:
@@ -93,12 +98,20 @@ def population_statistics(model: nn.Module, data: Any, batch_size: int = 256) ->
         )
     if not isinstance(batch_size, int) or batch_size < 1:
         raise BadInput(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
-    source = as_source(data)
+    source = _source(data)
     moving = {layer: (layer.running_mean.clone(), layer.running_var.clone()) for layer in layers}
     with _evaluating(model, moving):
         settled = _settle(model, layers, source, batch_size)
         rows = tuple(_row(layers[layer], layer, moments, *moving[layer]) for layer, moments in settled.items())
     return PopulationStatistics(rows, tuple(name for layer, name in layers.items() if layer not in settled))
+
+
+def _source(data: Any) -> Source:
+    if data is None:
+        raise BadInput("statistics are taken over a training set; give its inputs, (x, y), a Dataset or a DataLoader")
+    if isinstance(data, (Tensor, np.ndarray)):
+        data = (data, np.zeros(len(data) if data.ndim else 0))  # inputs alone
+    return as_source(data)
 
 
 @contextmanager

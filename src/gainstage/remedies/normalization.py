@@ -48,7 +48,8 @@ class InsertBatchNormalization(Remedy):
         return transaction.undo
 
     def changed(self, before: Graph, after: Graph, treatment: Treatment) -> bool:
-        left = [hidden_activations(Flow(graph.operations)) for graph in (before, after)]
+        flows = [Flow(graph.operations, outputs=frozenset(graph.outputs)) for graph in (before, after)]
+        left = [hidden_activations(flow) for flow in flows]
         return bool(left[0]) and not left[1]
 
 
