@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import gainstage as gs
 from gainstage.errors import BadInput
 from tests.networks import deep, normal_weights
-from tests.tools import blobs, normal, quiet
+from tests.tools import blobs, generator, normal, quiet
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -131,6 +131,13 @@ def frozen():
     return deep(1, "relu").requires_grad_(False), LOSS, blobs()
 
 
+def on_meta():
+    return tuple(tensor.to("meta") for tensor in blobs())
+
+
+NO_WEIGHTS = (
+    r"weights are on the meta device, .* call model.to_empty\(device='cpu'\), then gainstage.initialize\(model\)"
+)
 BAD = {
     "no tensor": (no_tensor, "must return a tensor"),
     "a loss that is not one number": (several_losses, "the loss must be one number"),
@@ -138,7 +145,17 @@ BAD = {
     "labels out of range": (labels_beyond, "labels are outside 0..2, for example 3"),
     "not a number": (not_a_number, r"1 values that are NaN or infinite \(the first at index"),
     "no samples": (lambda: (deep(1, "relu"), LOSS, (normal(0, 20), torch.zeros(0).long())), "the data set is empty"),
-    "another device": (lambda: (deep(1, "relu").to("meta"), LOSS, blobs()), "the model is on meta and its data on cpu"),
+    "weights without values": (lambda: (deep(1, "relu").to("meta"), LOSS, blobs()), NO_WEIGHTS),
+    "nothing with values": (lambda: (deep(1, "relu").to("meta"), LOSS, on_meta()), NO_WEIGHTS),
+    "statistics without values": (
+        lambda: (nn.Sequential(nn.BatchNorm1d(20, affine=False).to("meta"), deep(1, "relu")), LOSS, blobs()),
+        NO_WEIGHTS,
+    ),
+    "data without values": (
+        lambda: (deep(1, "relu"), LOSS, on_meta()),
+        "the data are on the meta device, .*; give data",
+    ),
+    "targets without values": (lambda: (deep(1, "relu"), LOSS, (blobs()[0], on_meta()[1])), "the data are on the meta"),
     "all frozen": (frozen, "does not depend on any trainable parameter"),
     "wrong width": (lambda: (deep(1, "relu", inputs=21), LOSS, blobs()), "forward failed on inputs of shape"),
     "no model": (lambda: (lambda x: x, LOSS, blobs()), "must be a torch.nn.Module"),
@@ -160,6 +177,20 @@ def test_bad_input_gets_one_sentence_and_changes_nothing(name, function):
     if is_real:
         assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
         assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("level", ["static", "preflight", "trial"])
+@pytest.mark.parametrize("name", [name for name in BAD if "without values" in name])
+def test_what_has_no_values_is_refused_at_every_level(name, level):
+    build, sentence = BAD[name]
+    with pytest.raises(BadInput, match=sentence):
+        gs.check(*build(), level=level)
+
+
+def test_a_model_from_the_meta_device_can_be_checked_once_it_is_initialised():
+    model = deep(2, "relu").to("meta").to_empty(device="cpu")
+    gs.initialize(model, blobs(), generator=generator())
+    assert gs.check(model, LOSS, blobs()).healthy
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from gainstage.display import Displayed
 from gainstage.errors import BadInput
-from gainstage.program import Program, as_program, check_batch
+from gainstage.program import Program, as_program, check_batch, tensors_in
 from gainstage.rules import DEPTHS, Context, Depth, Finding, can_speak, choose, flatten, run_rules
 from gainstage.signal import Graph, Ledger, Prediction, measure, predict
 
 SAMPLES = 256  # measured in preflight: a dead unit is then known to fire on fewer than 1.2 % of the inputs
 LEVELS = DEPTHS[:3]
+EMPTY = "call model.to_empty(device='cpu'), then gainstage.initialize(model) or model.load_state_dict(...)"
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,9 @@ def check_program(
     rules = choose(select, ignore)
     if select is not None and not any(can_speak(rule, depth) for rule in rules):
         raise BadInput(f"none of the selected rules can speak at level {depth!r}; use level='preflight'")
+    _check_values("the model's weights", (*program.model.parameters(), *program.model.buffers()), EMPTY)
     batch = program.source.sample(max(SAMPLES, program.batch_size or 0), seed)
+    _check_values("the data", tensors_in(batch), "give data that hold values")
     if depth == "static":
         check_batch(*batch)
         (graph, prediction), ledger = predict(program.model, batch[0]), None
@@ -99,6 +104,11 @@ def check_program(
             f"the loss of finite inputs and outputs is {ledger.loss}; look for a log, a root or a division in it"
         )
     return Checkup(findings, ledger, graph, depth, prediction)
+
+
+def _check_values(what: str, tensors: Iterable[Tensor], remedy: str) -> None:
+    if any(tensor.is_meta for tensor in tensors):
+        raise BadInput(f"{what} are on the meta device, where tensors have no values to measure; {remedy}")
 
 
 def _depth(level: str) -> Depth:

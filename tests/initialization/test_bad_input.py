@@ -6,7 +6,7 @@ from torch import nn
 
 import gainstage as gs
 from gainstage.errors import BadInput
-from tests.networks import deep
+from tests.networks import Function, deep
 from tests.tools import normal, quiet
 
 
@@ -14,7 +14,9 @@ from tests.tools import normal, quiet
     ("options", "sentence"),
     [
         ({"scheme": "magic"}, "no scheme is called 'magic'; known are: auto, exact, isometric, data"),
+        ({"scheme": ["auto"]}, r"no scheme is called \['auto'\]; known are: auto"),
         ({"keep": "everything"}, "keep must be one of signal, gradient, both"),
+        ({"keep": ["signal"]}, "keep must be one of signal, gradient, both"),
         ({"distribution": "cauchy"}, "no distribution is called 'cauchy'; known are: normal"),
     ],
 )
@@ -34,6 +36,10 @@ def test_a_network_whose_input_cannot_be_guessed_asks_for_data():
 
     with pytest.raises(BadInput, match="give data="):
         gs.initialize(quiet(Odd))
+
+
+def signs():
+    return nn.Sequential(nn.Linear(20, 20), Function(torch.sign), nn.Linear(20, 3))
 
 
 def nan_slope():
@@ -60,7 +66,9 @@ def nan_slope():
         (lambda: deep(2, "tanh"), normal(8, 19), {}, "the model's forward failed on inputs of shape"),
         (lambda: deep(2, "tanh"), normal(1, 20), {"scheme": "data"}, "a batch of 1 sample cannot be measured"),
         (lambda: deep(2, "tanh"), normal(8, 20) / 0, {"scheme": "data"}, "the inputs hold 160 values that are NaN"),
-        (nan_slope, None, {}, "the variance of weights must be positive and finite, got nan"),
+        (nan_slope, None, {}, "must be positive and finite, got nan"),
+        (signs, None, {"scheme": "exact", "keep": "gradient"}, "slope of sign behind 0 is zero .* use keep='signal'"),
+        (signs, None, {"scheme": "exact", "keep": "both"}, "no weights keep its gradient"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_changes_nothing(build, data, options, sentence):
@@ -72,6 +80,9 @@ def test_bad_input_gets_one_sentence_and_changes_nothing(build, data, options, s
     assert all(torch.equal(value, after[name]) or value.isnan().any() for name, value in before.items())
 
 
-def test_what_is_no_module_is_refused():
-    with pytest.raises(BadInput, match="got a str"):
-        gs.initialize("network")
+@pytest.mark.parametrize(
+    ("model", "what"), [("network", "a str"), (None, "a NoneType"), (nn.Linear, "the class Linear")]
+)
+def test_what_is_no_module_is_refused(model, what):
+    with pytest.raises(BadInput, match=f"must be a torch.nn.Module, got {what}"):
+        gs.initialize(model)

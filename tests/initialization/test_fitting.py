@@ -63,6 +63,11 @@ def test_convolutions_and_buffers():
     assert torch.equal(statistics, model_fresh.norm.running_mean)
 
 
+class Zero(nn.Module):
+    def forward(self, x):
+        return 0 * x
+
+
 class Shared(nn.Module):
     """A layer that runs twice, and two layers with one weight."""
 
@@ -159,6 +164,18 @@ def test_a_layer_that_puts_out_a_constant_keeps_its_weights():
     stds = pre_activations(model, x)
     assert all(stds[f"blocks.{n}.2"] < 1e-6 for n in range(6))
     assert all(stds[f"blocks.{n}.0"] == pytest.approx(1.0, rel=1e-3) for n in range(6))
+
+
+def test_the_table_tells_which_layers_could_not_be_scaled():
+    unscaled = {}
+    for name, model, x in (
+        ("gates", residual(), normal(250, 20)),
+        ("tied", quiet(lambda: Text(True)), torch.randint(30, (64, 5), generator=generator())),
+        ("constant", quiet(lambda: nn.Sequential(Zero(), nn.Linear(20, 3))), normal(64, 20)),
+    ):
+        table = gs.initialize(model, x, scheme="data", generator=generator())
+        unscaled[name] = [row.stage for row in table.rows if "not scaled" in row.reason]
+    assert unscaled == {"gates": [], "tied": ["head"], "constant": ["1"]}
 
 
 def test_it_needs_data():

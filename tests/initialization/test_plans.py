@@ -13,7 +13,7 @@ from gainstage.signal import trace
 from gainstage.theory import decibels, expectation, level_keeping, lookup, moments, power_for_depth, tailored_leaky_relu
 from gainstage.theory.meanfield import DEGREES, composed, level_exponent, similarity_series
 from gainstage.theory.quadrature import derivative
-from tests.networks import deep, residual
+from tests.networks import Function, deep, residual
 from tests.tools import generator, normal, quiet
 
 WIDTH, DEPTH = 256, 12
@@ -31,6 +31,14 @@ def test_exact_divides_by_the_power_in_front_and_the_slope_behind(name):
     assert signal == pytest.approx(1 / (64 * at.second))
     assert gradient == pytest.approx(1 / (64 * at.slope))
     assert both == pytest.approx(math.sqrt(signal * gradient))
+
+
+def test_a_function_without_slope_can_keep_the_signal():
+    graph = trace(
+        quiet(lambda: nn.Sequential(nn.Linear(20, 30), Function(torch.sign), nn.Linear(30, 3))), normal(4, 20)
+    )
+    assert plan_for(graph, graph.stages[0], "exact").variance == pytest.approx(1 / 20)
+    assert plan_for(graph, graph.stages[1], "exact").variance == pytest.approx(OUTPUT_GAIN**2 / 30)
 
 
 def test_in_front_of_the_first_layer_stands_the_input():

@@ -56,6 +56,20 @@ def test_what_follows_a_layer(index, name):
     assert follower(graph.stages[index]) == name
 
 
+def test_nothing_that_theory_follows_stands_behind_an_activation_with_parameters_inside():
+    class Swish(nn.Module):
+        def __init__(self, slopes):
+            super().__init__()
+            self.layer, self.slopes = nn.Linear(20, 3), nn.Parameter(slopes)
+
+        def forward(self, x):
+            z = self.layer(x)
+            return z * torch.sigmoid(self.slopes * z)
+
+    assert follower(first(quiet(lambda: Swish(torch.tensor([0.5, 1.0, 2.0]))), normal(4, 20))) == "none"
+    assert "sigmoid" in follower(first(quiet(lambda: Swish(torch.ones(3))), normal(4, 20)))
+
+
 def test_softmax_follows_where_it_does():
     model = quiet(lambda: nn.Sequential(nn.Linear(20, 3), nn.Softmax(dim=-1)))
     assert follower(first(model)) == "softmax"

@@ -116,12 +116,21 @@ def test_without_a_model_selu_comes_with_all_its_conditions():
 
 
 @pytest.mark.parametrize(("said", "name"), [(True, "selu"), (False, "elu")])
-def test_what_the_user_says_goes_before_what_is_seen(said, name):
-    opposite = quiet(Residual if said else stack)
-    for found in (recommend_activation(self_normalizing=said), recommend_activation(opposite, self_normalizing=said)):
-        assert found.activation == name
-        assert f"can normalise itself: {'yes' if said else 'no'}, as you say" in found.reasons
-    assert verdicts(found)[SEQUENTIAL] == (FAILS if said else "holds"), "what is seen is still told"
+@pytest.mark.parametrize("build", [None, Residual, stack])
+def test_what_the_user_says_goes_before_what_is_seen(build, said, name):
+    found = recommend_activation(build and quiet(build), self_normalizing=said)
+    assert found.activation == name
+    assert f"can normalise itself: {'yes' if said else 'no'}, as you say" in found.reasons
+    assert all(name.startswith("but seen: ") for name in verdicts(found)), "no clause stands there as if it had decided"
+
+
+@pytest.mark.parametrize(
+    ("build", "broken"), [(Residual, [SEQUENTIAL]), (stack, []), (lambda: stack(nn.Dropout(0.2)), [DROPOUT])]
+)
+def test_only_what_speaks_against_a_yes_is_told_beside_it(build, broken):
+    yes, no = (recommend_activation(quiet(build), self_normalizing=said) for said in (True, False))
+    assert verdicts(yes) == {f"but seen: {name}": FAILS for name in broken}
+    assert not verdicts(no)
 
 
 @pytest.mark.parametrize("possible", [True, False])

@@ -43,7 +43,7 @@ HEALTHY = {
     "a truncated normal distribution": lambda: dense(initializer=VarianceScaling(distribution="truncated_normal")),
     "narrow and deep": lambda: dense([8] * 30),
     "a funnel": lambda: dense([256, 64, 16]),
-    "one layer": lambda: dense([]),
+    "one hidden layer": lambda: dense([8]),
     "double precision": lambda: dense().to(torch.float64),
     "biased output": lambda: _with_output_bias(dense()),
 }
@@ -113,6 +113,33 @@ def test_a_layer_that_nobody_has_proved_anything_about():
             return self.head(F.selu(torch.einsum("ni,ij->nj", F.selu(self.layers[0](x)), self.layers[1].weight)))
 
     assert faults(self_normalization(drawn(quiet(Product)), X)) == {DENSE: "fails"}
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: dense([]),
+        lambda: nn.Sequential(dense([]), nn.Softmax(1)),
+        lambda: nn.Sequential(nn.BatchNorm1d(20), nn.SELU(), dense([])),
+    ],
+    ids=["dense", "softmax", "selu in front"],
+)
+def test_without_a_hidden_layer_there_is_nothing_that_normalises_itself(build):
+    found = self_normalization(quiet(build), X)
+    assert faults(found) == {ACTIVATIONS: "fails"}
+    assert found.holds is False
+    assert "no hidden layer" in clause(found, ACTIVATIONS).reason
+    assert "torch.nn.SELU" in clause(found, ACTIVATIONS).advice
+    assert clause(found, WEIGHTS).reason == clause(found, BIASES).reason == "there is no hidden layer"
+
+
+def test_a_layer_with_a_selu_normalises_itself_even_if_no_other_follows():
+    assert not faults(self_normalization(nn.Sequential(dense([]), nn.SELU()), X))
+
+
+def test_operations_are_counted():
+    reasons = [clause(self_normalization(dense(hidden)), DENSE).reason for hidden in ([], [8])]
+    assert reasons == [f"nothing in a forward pass of {count} breaks it" for count in ("1 operation", "3 operations")]
 
 
 def test_correct_networks_on_standardised_data_raise_no_alarm():

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gainstage.signal import measure, prediction, trace
-from gainstage.signal.functions import activation_in
+from gainstage.signal.functions import activation_in, constants_in, has_mixed_function
 from gainstage.theory import lookup, moments, operators
 from tests.networks import Function, ResidualDeep, SqueezeExcitation, drawn
 from tests.signal.calibration import backward, complaints, forward, ledger_of
@@ -145,6 +145,106 @@ def test_parameters_inside_a_function_count_with_the_value_they_have():
     assert torch.allclose(swish.function(z), 1.5 * z * torch.sigmoid(2 * z))
 
 
+class WithParameters(nn.Module):
+    """A function with parameters of its own."""
+
+    def __init__(self, function, *parameters):
+        super().__init__()
+        self.function, self.parameters_inside = function, nn.ParameterList(map(nn.Parameter, parameters))
+
+    def forward(self, z):
+        return self.function(z, *self.parameters_inside)
+
+
+def stage_with(function, *parameters):
+    model = nn.Sequential(quiet(lambda: nn.Linear(20, 32)), WithParameters(function, *parameters))
+    return trace(model, normal(16, 20)).stages[0]
+
+
+EACH = torch.linspace(0.5, 2.0, 32)  # one number a unit
+MIXED = {
+    "snake": lambda z, a: z + torch.sin(a * z) ** 2 / a,
+    "swish": lambda z, a: z * torch.sigmoid(a * z),
+    "leaky relu by maximum": lambda z, a: torch.maximum(z, a / 4 * z),
+    "leaky relu by where": lambda z, a: torch.where(z > 0, z, a / 4 * z),
+    "jump": lambda z, a: z * (z > a),
+    "power": lambda z, a: z.abs() ** a,
+    "bound": lambda z, a: z.clamp(max=a),
+    "bent sum": lambda z, a: z + a * torch.relu(z),
+}
+
+
+@pytest.mark.parametrize("function", MIXED.values(), ids=MIXED)
+def test_parameters_inside_that_differ_leave_no_function_of_one_number(function):
+    stage = stage_with(function, EACH)
+    assert has_mixed_function(stage.operations)
+    assert stage.activation is None
+    alike = stage_with(function, torch.full((32,), 1.5))
+    assert not has_mixed_function(alike.operations)
+    assert torch.allclose(alike.activation.function(EACH.double()), function(EACH.double(), 1.5))
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda z, a: torch.relu(a * z + a), "relu"),
+        (lambda z, a: a * torch.relu(z) + a, "relu"),
+        (lambda z, a: a * torch.tanh(a * z) + a, "tanh"),
+        (lambda z, a: a * z + z - a, None),
+        (lambda z, a: torch.relu(z) * (a * F.layer_norm(z, (32,))), "relu"),
+        (lambda z, a: MIXED["snake"](F.layer_norm(torch.relu(z), (32,)), a), "relu"),
+        (lambda z, a: (z > a, torch.relu(z))[1], "relu"),
+    ],
+    ids=["in front", "behind", "both", "affine", "of another tensor", "of a later function", "compared with"],
+)
+def test_parameters_around_a_function_are_not_inside(function, name):
+    stage = stage_with(function, EACH)
+    assert not has_mixed_function(stage.operations)
+    assert (stage.activation and stage.activation.name) == name
+
+
+def test_numbers_that_differ_and_cannot_be_learnt_are_no_parameters():
+    stage = stage_of(lambda z: torch.relu(z) * torch.arange(32.0) + z)
+    assert not has_mixed_function(stage.operations)
+    assert stage.activation is lookup("relu")
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_closed_gate_hides_no_activation(value):
+    """One more branch of ReZero and LayerScale: x + a f(x), where a is zero before training."""
+    for gate in (torch.full((1,), value), torch.full((32,), value)):
+        stage = stage_with(lambda z, a: a * F.gelu(z), gate)
+        assert stage.activation.family in ("relu", "other")
+        assert moments(stage.activation).second > 0
+        assert not constants_in(stage.operations)
+
+
+def test_a_mask_of_zeros_is_a_gate_too():
+    stage = stage_of(lambda z: F.gelu(z) * torch.zeros(16, 1))
+    assert stage.activation is lookup("gelu")
+    assert not constants_in(stage.operations)
+
+
+CONSTANT = {
+    "zero": lambda z: z * 0,
+    "behind an activation": lambda z: torch.relu(z) * 0 + 1,
+    "a difference": lambda z: torch.tanh(z) - torch.tanh(z),
+    "bounds": lambda z: z.clamp(1, 1),
+}
+
+
+@pytest.mark.parametrize("function", CONSTANT.values(), ids=CONSTANT)
+def test_a_constant_is_told_from_no_activation(function):
+    stage = stage_of(function)
+    assert stage.activation is None
+    assert stage.operations[-1].index in constants_in(stage.operations)
+
+
+@pytest.mark.parametrize("function", [lambda z: z, torch.relu, lambda z: torch.relu(z - 100), torch.sign])
+def test_what_hardly_depends_on_its_input_is_no_constant(function):
+    assert not constants_in(stage_of(function).operations)
+
+
 def test_prelu_has_the_slope_it_learnt():
     prelu = nn.PReLU()
     nn.init.constant_(prelu.weight, 0.4)
@@ -189,7 +289,15 @@ def test_relu_behind_a_residual_sum_is_the_stages_function():
     assert second.activation is lookup("relu")
 
 
-@pytest.mark.parametrize("share", [lambda z: z.chunk(2, 1), lambda z: z.split(z.shape[1] // 2, 1)])
+HALVES = [
+    lambda z: z.chunk(2, 1),
+    lambda z: z.split(z.shape[1] // 2, 1),
+    lambda z: (z[:, : z.shape[1] // 2], z[:, z.shape[1] // 2 :]),
+    lambda z: (z[:, ::2], z[:, 1::2]),
+]
+
+
+@pytest.mark.parametrize("share", HALVES)
 def test_a_gate_out_of_one_half_is_a_function_of_that_half_alone(share):
     def gated(z):
         values, gates = share(z)
@@ -202,6 +310,11 @@ def test_a_gate_out_of_one_half_is_a_function_of_that_half_alone(share):
         model = drawn(lambda: nn.Sequential(*parts(), nn.Linear(128, 10)), seed, 2.0)  # noqa: B023
         ahead.extend(forward(ledger_of(model, normal(128, 128, seed=seed + 30))))
     assert complaints(ahead, 0.5) == []
+
+
+@pytest.mark.parametrize("moved", [lambda z: z.flip(1), lambda z: z.roll(1, 1), lambda z: z[:, :1]])
+def test_numbers_that_changed_places_are_others(moved):
+    assert stage_of(lambda z: moved(z) * torch.sigmoid(z)).activation == lookup("logistic")
 
 
 def test_a_gate_on_another_layers_output_is_not_part_of_the_function():

@@ -16,14 +16,15 @@ from gainstage.initialization.plans import OUTPUT_GAIN, branch_ends
 from gainstage.initialization.stages import current_weight, set_weight
 from gainstage.program import run_model
 from gainstage.signal import Graph, Operation, Stage, untouched
+from gainstage.signal.observer import Observer
 from gainstage.signal.statistics import signal_and_offset
-from gainstage.signal.trace import Observer, Tracer
+from gainstage.signal.trace import Tracer
 
 ROUNDING = 1e-10  # of the power of a constant, which rounding leaves as a signal
 
 
-def fit_to_data(model: nn.Module, inputs: Any, graph: Graph) -> None:
-    """Scale the weights of the layers of `graph`, in place; their biases are zero.
+def fit_to_data(model: nn.Module, inputs: Any, graph: Graph) -> set[str]:
+    """Scale the weights of the layers of `graph`, in place; their biases are zero. Returns the names of their stages.
 
     A weight that is used more than once is scaled where it is used first, and left as it is where that is no layer (an
     embedding tied to the output).
@@ -36,6 +37,7 @@ def fit_to_data(model: nn.Module, inputs: Any, graph: Graph) -> None:
                 run_model(model, inputs)
         for stage in fitter.fitted:  # a weight that is computed and kept as an attribute has gone back to the old one
             _scale(model, stage, 1.0)
+    return {stage.name for stage in fitter.fitted}
 
 
 class _Fitter(Observer):

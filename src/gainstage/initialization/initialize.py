@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from gainstage.data import as_source
 from gainstage.display import Displayed
-from gainstage.errors import BadInput
 from gainstage.initialization.fitting import fit_to_data
+from gainstage.initialization.inputs import EMBEDDINGS, checked_bias, checked_inputs, traced
+from gainstage.initialization.notes import on_slopes
 from gainstage.initialization.plans import Plan, check_names, is_gate, plan_for
 from gainstage.initialization.stages import bias_of, current_weight, follower, set_weight, weight_of
 from gainstage.nn.blocks import Block, assign, blocks_of, fans_of, value_of
 from gainstage.nn.initializers import check_distribution, check_variance, fill
-from gainstage.program import check_batch, run_model, tensors_in
-from gainstage.randomness import preserved
-from gainstage.signal import Graph, Stage, trace
-from gainstage.signal.example import trace_example
+from gainstage.signal import Graph, Stage
 from gainstage.theory import GLOROT, LECUN, Scheme
 
-EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 OTHERS = (*EMBEDDINGS, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
-SAMPLES = 256  # that the scheme "data" measures
+UNFITTED = "not scaled: on the data it puts out a constant, or its weight has run before"
 
 
 @dataclass(frozen=True)
@@ -81,22 +75,25 @@ def initialize(
     scale, shift and statistics of normalisations, slopes of PReLU, and parameters that belong to no layer (a position
     embedding); a model that comes from the meta device by to_empty() needs its own values for those first, for example by
     their reset_parameters(). Layers that were left (spectral norm, gates of zeros, layers that the pass did not reach) are
-    in `skipped`. On the meta device the table is all that is made.
-    Raises BadInput for unknown names, when the network cannot be run, and where no weights keep an activation's gradient;
-    no weight has changed then.
+    in `skipped`. On the meta device the table is all that is made. Where weights cannot help, or theory cannot, the reason
+    says so: a function that is constant, parameters inside an activation that differ from unit to unit, "exact" weights for
+    a level that runs away with the depth, layers whose output the data leave constant.
+    Raises BadInput for unknown names, data that hold no samples or, for "data", the same sample again and again, when the
+    network cannot be run, and where no weights keep an activation's gradient; no weight has changed then.
     """
     check_names(scheme, keep)
     check_distribution(distribution)
-    inputs = _checked_inputs(model, data, scheme)
-    graph = trace_example(model) if inputs is None else trace(model, copy.deepcopy(inputs))
-    bias = None if output_bias is None else _output_bias(model, graph, output_bias)
+    inputs = checked_inputs(model, data, scheme)
+    graph = traced(model, inputs)
+    bias = None if output_bias is None else checked_bias(model, graph, output_bias)
     table = initialize_stages(model, graph, graph.stages, distribution, generator, scheme, keep)
     others = _initialize_others(model, graph, distribution, generator)
     if scheme == "data":
-        fit_to_data(model, inputs, graph)
+        table = _told(table, fit_to_data(model, inputs, graph))
     if bias is not None:
+        parameter, values = bias
         with torch.no_grad():
-            bias.copy_(torch.as_tensor(output_bias).view_as(bias))
+            parameter.copy_(values)
     return Initialization((*table.rows, *others.rows), (*table.skipped, *others.skipped, *_unreached(model, graph)))
 
 
@@ -121,10 +118,17 @@ def initialize_stages(
         if plan is None or weight is None or _is_closed(graph, stage, weight):
             skipped.append(stage.name)
         elif _draw(model, stage, plan, weight, distribution, generator):
-            rows.append(InitializedStage(stage.name, follower(stage), plan.scheme, plan.variance, plan.reason))
+            reason = "; ".join([plan.reason, *on_slopes(model, stage)])
+            rows.append(InitializedStage(stage.name, follower(stage), plan.scheme, plan.variance, reason))
         else:
             skipped.append(stage.name)
     return Initialization(tuple(rows), tuple(skipped))
+
+
+def _told(table: Initialization, fitted: set[str]) -> Initialization:
+    """The table with a word on the stages that could not be scaled to the data."""
+    rows = [row if row.stage in fitted else replace(row, reason=f"{row.reason}; {UNFITTED}") for row in table.rows]
+    return replace(table, rows=tuple(rows))
 
 
 def _checked_plan(graph: Graph, stage: Stage, scheme: str, keep: str) -> Plan | None:
@@ -227,63 +231,3 @@ def _unreached(model: nn.Module, graph: Graph) -> list[str]:
         for path, layer in model.named_modules()
         if fans_of(layer) and id(layer) not in others and not any(names[id(p)] in used for p in layer.parameters())
     ]
-
-
-def _output_bias(model: nn.Module, graph: Graph, values: Any) -> nn.Parameter:
-    """The bias of the layer that puts out; BadInput where it has none of this size."""
-    found = bias_of(model, graph.stages[graph.output_stage]) if graph.output_stage >= 0 else None
-    values = torch.as_tensor(values)
-    if found is None or values.numel() != found.numel():
-        has = "no bias" if found is None else f"{found.numel()} biases"
-        raise BadInput(f"output_bias has {values.numel()} values, but the network's last layer has {has}")
-    if not bool(values.isfinite().all()):
-        raise BadInput("output_bias holds values that are NaN or infinite")
-    return found
-
-
-def _checked_inputs(model: nn.Module, data: Any, scheme: str) -> Any:
-    """Some inputs, or None without data; lazy layers have taken their shapes from them."""
-    if not isinstance(model, nn.Module):
-        raise BadInput(f"the model must be a torch.nn.Module, got a {type(model).__name__}")
-    lazy = any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers()))
-    if data is None and scheme == "data":
-        raise BadInput('the scheme "data" measures the network on a batch: give data=')
-    if data is None and lazy:
-        raise BadInput(
-            "the model has lazy layers, whose sizes only data can tell: give data=, for example a batch of inputs"
-        )
-    inputs = None if data is None else _inputs(data)
-    if scheme == "data":
-        _check_measurable(model, inputs)
-    if lazy:
-        _materialize(model, inputs)
-    return inputs
-
-
-def _check_measurable(model: nn.Module, inputs: Any) -> None:
-    if any(tensor.is_meta for tensor in (*model.parameters(), *tensors_in(inputs))):
-        raise BadInput(
-            'the scheme "data" measures the network, and nothing has values on the meta device; '
-            "move the model first, for example model.to_empty(device='cpu')"
-        )
-    check_batch(inputs, ())
-
-
-def _materialize(model: nn.Module, inputs: Any) -> None:
-    """Give lazy layers their shapes by a pass that changes nothing else: in eval mode, without randomness of its own."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with preserved(), torch.no_grad():
-            run_model(model, copy.deepcopy(inputs))
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@torch.no_grad()
-def _inputs(data: Any) -> Any:
-    """Inputs of some samples, from inputs alone or from data with targets."""
-    if isinstance(data, Tensor):
-        return data[:SAMPLES].clone()
-    return as_source(data).sample(SAMPLES, seed=0)[0]

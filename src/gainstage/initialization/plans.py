@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from gainstage.errors import BadInput
+from gainstage.initialization.notes import is_followed, on_function, on_stability, plain_depth
 from gainstage.initialization.stages import follower, scheme_of
 from gainstage.nn.initializers import fill
 from gainstage.nn.orthogonal import DeltaOrthogonal, Orthogonal
 from gainstage.signal import NETWORK_INPUT, Graph, Stage
-from gainstage.theory import Fans, finite_moments, level_keeping, power_for_depth
+from gainstage.theory import Activation, Fans, finite_moments, level_keeping, power_for_depth
 
 OUTPUT_GAIN = 0.1  # logits of standard deviation 0.1 raise the cross-entropy above chance by 0.005
 KEEP = ("signal", "gradient", "both")
@@ -66,25 +67,43 @@ def exact(graph: Graph, stage: Stage, fans: Fans, keep: str = "signal") -> Plan:
     Signal: 1 / (fan_in E f(z)^2) for z ~ N(0, 1) and f in front of the layer (1 for the input). Gradient:
     1 / (fan_out E f'(z)^2) with f behind it.
     """
-    before = None if stage.source == NETWORK_INPUT else graph.stages[stage.source].activation
+    before = _activation_in_front(graph, stage)
     power = 1.0 if before is None else finite_moments(before).second
     slope = 1.0 if stage.activation is None else finite_moments(stage.activation).slope
-    variances = {"signal": 1 / (fans.fan_in * power), "gradient": 1 / (fans.fan_out * slope)}
+    if slope == 0 and keep != "signal":
+        raise BadInput(
+            f"the slope of {follower(stage)} behind {stage.name} is zero everywhere: no weights keep its gradient; "
+            "use keep='signal'"
+        )
+    variances = {"signal": 1 / (fans.fan_in * power), "gradient": 1 / (fans.fan_out * slope) if slope else math.nan}
     variances["both"] = math.sqrt(variances["signal"] * variances["gradient"])
-    front = "the input" if stage.source == NETWORK_INPUT else "no activation" if before is None else before.name
     reasons = {
-        "signal": f"E f^2 = {power:.4g} in front ({front})",
+        "signal": f"E f^2 = {power:.4g} in front ({_front(graph, stage)})",
         "gradient": f"E f'^2 = {slope:.4g} behind ({follower(stage)})",
     }
     reasons["both"] = f"{reasons['signal']}, {reasons['gradient']}"
     return Plan(f"exact, keeps {keep}", variances[keep], reasons[keep])
 
 
+def _activation_in_front(graph: Graph, stage: Stage) -> Activation | None:
+    return None if stage.source == NETWORK_INPUT else graph.stages[stage.source].activation
+
+
+def _front(graph: Graph, stage: Stage) -> str:
+    """What the layer takes in, in words."""
+    if stage.source == NETWORK_INPUT:
+        return "the input"
+    before = graph.stages[stage.source]
+    if before.activation is not None:
+        return before.activation.name
+    return "no activation" if is_followed(graph, before) else "not known, taken for 1"
+
+
 def isometric(graph: Graph, stage: Stage, fans: Fans) -> Plan:
     """Orthogonal weights that keep the pre-activations' power at q, with q so small that level, gradient and signal survive
     the whole depth (Saxe 2014; Pennington 2017). The first layer brings inputs of power 1 to q. Raises BadInput where no q
     does: see power_for_depth."""
-    depth = _plain_depth(graph)
+    depth = plain_depth(graph)
     if stage.activation is None:
         power = 1 / _power_in_front(graph, stage, depth)
         reason = f"no activation behind: brings the power {1 / power:.3g} in front back to 1"
@@ -95,19 +114,9 @@ def isometric(graph: Graph, stage: Stage, fans: Fans) -> Plan:
     return Plan("orthogonal", power / fans.fan_in, reason, math.sqrt(power))
 
 
-def _plain_depth(graph: Graph) -> int:
-    """Activations in a row on the main path without a normalisation, which sets the level anew, between them; at least 1."""
-    longest, run = 1, 0
-    for stage in map(graph.stages.__getitem__, graph.main_path()):
-        run = 0 if stage.first("normalization") else run
-        run += stage.activation is not None
-        longest = max(longest, run)
-    return longest
-
-
 def _power_in_front(graph: Graph, stage: Stage, depth: int) -> float:
     """Power of what an isometric network hands to a stage: E f^2 of the activation in front, 1 without one."""
-    before = None if stage.source == NETWORK_INPUT else graph.stages[stage.source].activation
+    before = _activation_in_front(graph, stage)
     if before is None:
         return 1.0
     q = power_for_depth(before, depth)
@@ -133,7 +142,10 @@ def plan_for(graph: Graph, stage: Stage, scheme: str = "auto", keep: str = "sign
     plan = replace(plan, groups=int(stage.layer.settings.get("groups", 1)))
     if stage.index == graph.output_stage and scheme != "auto":
         plan = plan.scaled(OUTPUT_GAIN, "so that the loss starts at chance")
-    return plan
+    notes = on_function(graph, stage, assumed=scheme != "data")
+    if scheme == "exact" and keep == "signal":
+        notes += on_stability(graph, stage)
+    return replace(plan, reason="; ".join([plan.reason, *notes]))
 
 
 def branch_ends(graph: Graph) -> frozenset[int]:
@@ -155,7 +167,7 @@ def is_gate(graph: Graph, stage: Stage, weight: Tensor) -> bool:
 
 def check_names(scheme: str, keep: str) -> None:
     """BadInput, with the known names, for a scheme or a quantity to keep that is not known."""
-    if scheme not in PLANS:
+    if not isinstance(scheme, str) or scheme not in PLANS:
         raise BadInput(f"no scheme is called {scheme!r}; known are: {', '.join(PLANS)}")
     if keep not in KEEP:
         raise BadInput(f"keep must be one of {', '.join(KEEP)}, got {keep!r}")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gainstage.nn.blocks import assign, value_of
 from gainstage.signal import Stage
+from gainstage.signal.functions import has_mixed_function
 from gainstage.theory import Scheme, scheme_for
 
 
@@ -16,10 +17,11 @@ def scheme_of(stage: Stage) -> Scheme:
 
 
 def follower(stage: Stage) -> str:
-    """Name of what follows the layer: its activation, else softmax or none."""
+    """Name of what follows the layer: its activation, else softmax or none, also for a function that theory does not
+    follow."""
     if stage.activation is not None:
         return stage.activation.name
-    unknown = stage.first("activation")
+    unknown = None if has_mixed_function(stage.operations) else stage.first("activation")
     return unknown.name if unknown else "softmax" if stage.first("softmax") else "none"
 
 
@@ -51,8 +53,5 @@ def set_weight(model: nn.Module, stage: Stage, values: Tensor) -> bool:
 
 def bias_of(model: nn.Module, stage: Stage) -> nn.Parameter | None:
     """The layer's bias, where it has one."""
-    parameters = dict(model.named_parameters())
-    vectors = [
-        parameters[name] for name in stage.layer.parameters if name.endswith("bias") and parameters[name].ndim == 1
-    ]
-    return vectors[0] if vectors else None
+    biases = (model.get_parameter(name) for name in stage.layer.parameters if name.endswith("bias"))
+    return next((bias for bias in biases if bias.ndim == 1), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -42,8 +43,9 @@ def recommend_activation(
 
     SELU where the network can normalise itself (Klambauer 2017), else ELU. What is known of the training goes before
     that: RReLU when it overfits, PReLU for HUGE training sets or larger, leaky ReLU when latency matters. Whether
-    it can normalise itself is told by gainstage.nn.self_normalization, clause by clause; self_normalizing says it instead.
-    What cannot be told does not stand in SELU's way but is listed as a condition; what holds in practice alone does.
+    it can normalise itself is told by gainstage.nn.self_normalization, clause by clause; self_normalizing says it instead,
+    and of the clauses only those that speak against a yes are listed then. What cannot be told does not stand in SELU's
+    way but is listed as a condition; what holds in practice alone does.
     Raises BadInput for a model that is no nn.Module and for a number of samples below 1.
     """
     if model is not None and not isinstance(model, nn.Module):
@@ -51,15 +53,22 @@ def recommend_activation(
     if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
         raise BadInput(f"the training samples must be a whole number of at least 1, got {samples!r}")
     clauses = _conditions(model)
-    possible = all(clause.holds is None or (clause.holds and clause.guaranteed) for clause in clauses)
-    said: tuple[str, ...] = ()
-    if self_normalizing is not None:
-        possible, clauses = self_normalizing, clauses if model is not None else ()
-        said = (f"can normalise itself: {'yes' if possible else 'no'}, as you say",)
+    broken = [clause for clause in clauses if clause.holds is False or (clause.holds and not clause.guaranteed)]
+    possible = not broken if self_normalizing is None else self_normalizing
     activation, reason = _choose(possible, latency_matters, overfits, samples)
-    listed = (f"{clause.name}: {clause.state}, {clause.reason}" for clause in clauses)
-    reasons = (reason, f"general order: {ORDER}", *said, *listed)
-    return Recommendation(activation, "lecun_normal" if activation == "selu" else "he_normal", reasons)
+    listed = _told(clauses) if self_normalizing is None else _said(self_normalizing, broken)
+    initializer = "lecun_normal" if activation == "selu" else "he_normal"
+    return Recommendation(activation, initializer, (reason, f"general order: {ORDER}", *listed))
+
+
+def _told(clauses: Sequence[Clause]) -> list[str]:
+    return [f"{clause.name}: {clause.state}, {clause.reason}" for clause in clauses]
+
+
+def _said(possible: bool, broken: Sequence[Clause]) -> list[str]:
+    """What the user says of self-normalisation, and what was seen that speaks against it."""
+    against = [f"but seen: {text}" for text in _told(broken)] if possible else []
+    return [f"can normalise itself: {'yes' if possible else 'no'}, as you say", *against]
 
 
 def _choose(possible: bool, latency_matters: bool, overfits: bool, samples: int | None) -> tuple[str, str]:
@@ -74,8 +83,8 @@ def _choose(possible: bool, latency_matters: bool, overfits: bool, samples: int 
     if latency_matters:
         return "leaky_relu", "latency matters: a leaky ReLU has no exponential, which makes ELU and SELU slow"
     if possible:
-        return "selu", "nothing seen keeps it from normalising itself: SELU holds mean 0 and variance 1 in all layers"
-    return "elu", "it may fail to normalise itself: ELU is smooth where SELU has a kink, and its mean stays near 0"
+        return "selu", "where a network can normalise itself, SELU holds mean 0 and variance 1 in all layers"
+    return "elu", "where a network may fail to normalise itself, ELU is smooth where SELU has a kink, its mean near 0"
 
 
 def _conditions(model: nn.Module | None) -> tuple[Clause, ...]:

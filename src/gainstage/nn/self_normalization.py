@@ -39,6 +39,7 @@ ARCHITECTURE = {  # why each is a condition, and what to do where it fails
     DROPOUT: ("plain dropout changes mean and variance", "use torch.nn.AlphaDropout, which keeps both"),
     NORMALIZATION: ("it takes the place of self-normalisation", "leave it out"),
 }
+NO_LAYER = "give the network hidden layers with torch.nn.SELU behind each"
 
 # Klambauer 2017, theorem 1: mean and variance stay within +-MEAN and VARIANCE, through any number of layers, while the sums
 # of a unit's weights and of their squares stay within +-MEAN and POWER
@@ -97,6 +98,8 @@ class SelfNormalization(Displayed):
 
 def self_normalization(model: nn.Module, data: Any = None) -> SelfNormalization:
     """Whether a network keeps its activations at mean 0 and variance 1 by itself, condition by condition.
+
+    A network without a hidden layer has no activations to keep, and fails for want of SELUs.
 
     data: training data as for gainstage.check, or inputs alone, of shape (samples, ...), as the network gets them. Without
     data the inputs cannot be judged, and an input of a plausible shape is traced. Inputs are judged where they enter the
@@ -215,7 +218,8 @@ def _biases(seen: Inspection) -> Clause:
     if len(rows) < len(seen.layers):
         return Clause(BIASES, None, "they cannot be read")
     if not nonzero:
-        return Clause(BIASES, True, "no bias of a hidden layer differs from zero", evidence=evidence)
+        reason = "no bias of a hidden layer differs from zero" if seen.layers else "there is no hidden layer"
+        return Clause(BIASES, True, reason, evidence=evidence)
     reason = f"{nonzero} of {len(biases)} are not zero any more, as expected after training but not of a new network"
     return Clause(BIASES, False, reason, "in a new network set them to zero: gainstage.initialize(model)", evidence)
 
@@ -225,6 +229,8 @@ def _architecture(name: str, seen: Inspection) -> Clause:
     why, advice = ARCHITECTURE[name]
     against, doubts = seen.against.get(name, []), seen.against.get(UNKNOWN, []) if name == ACTIVATIONS else []
     evidence = {"operations": seen.operations, "against": len(against)}
+    if name == ACTIVATIONS and seen.operations and not seen.layers:
+        return Clause(name, False, "there is no hidden layer, so no SELU normalises anything", NO_LAYER, evidence)
     if against:
         return Clause(name, False, f"{_some(against)}: {why}", advice, evidence)
     if name == DENSE and seen.against.get(CONVOLUTIONS):
@@ -234,7 +240,8 @@ def _architecture(name: str, seen: Inspection) -> Clause:
         return Clause(name, None, UNTRACED, "give data=", evidence)
     if doubts:
         return Clause(name, None, f"{_some(doubts)}: it is not known what that does", advice, evidence)
-    return Clause(name, True, f"nothing in a forward pass of {seen.operations} operations breaks it", evidence=evidence)
+    count = f"{seen.operations} operation{'s' * (seen.operations != 1)}"
+    return Clause(name, True, f"nothing in a forward pass of {count} breaks it", evidence=evidence)
 
 
 # ---------------------------------------------------------------- words
