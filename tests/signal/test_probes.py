@@ -8,8 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from gainstage.signal import NETWORK_INPUT, statistics
-from gainstage.signal.probes import Probes, WeightProbes
+from gainstage.signal.probes import Probes, WeightProbes, thinned
+from gainstage.signal.statistics import Stack
 from gainstage.signal.trace import Tracer
+from gainstage.signal.values import Stacks
 from tests.networks import Convolutional, Function, SqueezeExcitation, deep
 from tests.tools import normal, quiet
 
@@ -23,6 +25,7 @@ def probed(model, x, kind=Probes, loss=None):
     graph = tracer.finish(output)
     if loss is not None:
         loss(output).backward()
+    probes.read_weights()
     if isinstance(probes, Probes):
         probes.detach()
     return graph, probes, probes.read()
@@ -75,8 +78,10 @@ def test_constants_of_tokens_may_differ_between_positions(shape, by_position):
 
 def test_every_tensor_that_leaves_a_stage_is_measured_and_each_once(monkeypatch):
     measured = []
-    original = statistics.unit_signals
-    monkeypatch.setattr(statistics, "unit_signals", lambda x: measured.append(tuple(x.shape)) or original(x))
+    original = Stacks.add
+    monkeypatch.setattr(
+        Stacks, "add", lambda self, *given: measured.append(tuple(given[1].shape)) or original(self, *given)
+    )
     graph, probes, values = probed(quiet(SqueezeExcitation), normal(16, 20))
     relu, squeezed, gated, output = (stage.operations[-1].index for stage in graph.stages)
     assert {op for quantity, op in values if quantity == "signal"} == {NETWORK_INPUT, relu, squeezed, gated, output}
@@ -217,8 +222,9 @@ def test_weight_gradients_are_taken_in_by_the_weights_identity():
         output = model(x)
     gradient = torch.full_like(model.output.weight, 3.0)
     probes.weight_gradients({id(model.output.weight): gradient})
-    assert probes.read()["weight_gradient", 1] == 9
-    assert ("weight_gradient", 0) not in probes.read()
+    values = probes.read()
+    assert values["weight_gradient", 1] == pytest.approx(9)
+    assert ("weight_gradient", 0) not in values
     assert output.requires_grad
 
 
@@ -234,10 +240,42 @@ def test_detached_probes_hold_nothing_and_hear_nothing():
     F.cross_entropy(output, torch.arange(16) % 3).backward()
     assert not probes.handles
     assert not probes.weights
-    assert not any(quantity == "gradient" for quantity, _ in probes.values)
+    assert not any(quantity == "gradient" for quantity, _ in probes.read())
 
 
 def test_a_device_without_values_gives_none():
     model = quiet(Convolutional).to("meta")
     assert probed(model, torch.empty(4, 1, 8, 8, device="meta"))[2] == {}
     assert Probes().read() == {}
+
+
+@pytest.mark.parametrize("shape", [(64, 8, 16, 16), (64, 40, 8)])
+def test_of_large_tensors_evenly_spread_positions_are_read(shape):
+    """All samples and channels; the error is that of as many draws of positions."""
+    x, first = normal(*shape), len(shape) == 4
+    channel_dim, channels = (0, 8) if first else (-1, 8)
+    some = thinned(x, channel_dim, 2**13)
+    assert some.shape[0] == 64
+    assert some.shape[1 if first else 2] == channels
+    assert 2**12 < some.numel() <= 2**13
+    assert thinned(x, channel_dim, x.numel()) is x
+    assert thinned(x, channel_dim, None) is x
+    exact, estimated = (Stack(t[None], channels, channel_dim) for t in (x, some))
+    # a mean over 8192 / 64 = 128 units of variances that 64 samples know to sqrt(2 / 63)
+    assert float(estimated.signal) == pytest.approx(float(exact.signal), rel=4 * (2 / 63 / 128) ** 0.5)
+
+
+def test_positions_are_not_all_of_one_column():
+    x = torch.zeros(2, 4, 16, 16)
+    x[:, :, :, ::2] = 1.0
+    share = float(thinned(x, 0, 2**9).mean())
+    assert share == pytest.approx(0.5, abs=0.1)
+
+
+def test_of_large_weights_evenly_spread_rows_are_read():
+    layer = quiet(lambda: nn.Linear(64, 256))
+    probes = WeightProbes(most=2**12)
+    rows = probes.rows(layer.weight)
+    assert rows.shape == (64, 64)
+    assert torch.equal(rows, layer.weight.detach()[::4])
+    assert WeightProbes().rows(layer.weight).shape == (256, 64)

@@ -6,9 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gainstage.signal import statistics
+from gainstage.signal.statistics import Stack
 from tests.tools import normal
 
 SHAPES = [(16, 5), (8, 3, 4), (8, 2, 3, 3)]
+
+
+def similarity(x):
+    return Stack(x[None]).similarity[0]
+
+
+def far_gaps(x):
+    """Of (samples, channels, *places)."""
+    return Stack(x[None], x.shape[1], 0).far_gaps[:, 0]
 
 
 def slow_signal_and_offset(x):
@@ -58,18 +68,18 @@ def test_what_all_samples_share_is_no_signal():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_similarity_matches_the_mean_over_pairs(shape):
     x = normal(*shape) + 0.5
-    assert float(statistics.similarity(x)) == pytest.approx(slow_similarity(x), abs=1e-5)
+    assert float(similarity(x)) == pytest.approx(slow_similarity(x), abs=1e-5)
 
 
 def test_similarity_of_equal_samples_is_one():
-    assert float(statistics.similarity(normal(1, 9).expand(5, 9))) == pytest.approx(1.0, abs=1e-5)
+    assert float(similarity(normal(1, 9).expand(5, 9))) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_similarity_leaves_out_samples_of_all_zeros():
     x = normal(6, 9)
     with_zero = torch.cat([x, torch.zeros(2, 9)])
-    assert float(statistics.similarity(with_zero)) == pytest.approx(float(statistics.similarity(x)), abs=1e-5)
-    assert torch.isnan(statistics.similarity(torch.zeros(4, 9)))
+    assert float(similarity(with_zero)) == pytest.approx(float(similarity(x)), abs=1e-5)
+    assert torch.isnan(similarity(torch.zeros(4, 9)))
 
 
 def test_mean_square_of_half_precision_does_not_overflow():
@@ -140,10 +150,10 @@ def test_gaps_of_any_two_positions_match_the_definition(shape):
     ]
     two = [(values[i].sum(1) * values[j].sum(1)).mean() / places**2 for i in range(n) for j in range(n) if i != j]
     expected = [level - float(sum(one)) / len(one), level - float(sum(two)) / len(two)]
-    assert statistics.far_gaps(x).tolist() == pytest.approx(expected, rel=1e-3)
+    assert far_gaps(x).tolist() == pytest.approx(expected, rel=1e-3)
     assert statistics.position_gaps(x, 4)[:, -1].tolist() == pytest.approx(expected, rel=1e-3)
     all_pairs = level - float(sum(one) + (values.square().mean(1)).sum()) / (n * places**2)
-    assert statistics.far_gaps(x)[0].item() != pytest.approx(all_pairs, rel=0.01), "with each position and itself"
+    assert far_gaps(x)[0].item() != pytest.approx(all_pairs, rel=0.01), "with each position and itself"
 
 
 def test_gaps_of_one_position_or_none_are_those_of_samples():
@@ -154,20 +164,49 @@ def test_gaps_of_one_position_or_none_are_those_of_samples():
         assert gaps[1].tolist() == pytest.approx([float(signal)] * 3, rel=1e-4)
 
 
+def spread(x, channels, channel_dim=-1):
+    return float(Stack(x[None], channels, channel_dim).spread[0])
+
+
 def test_the_spread_of_channels_is_the_sampling_variance_of_their_mean_power():
     """Of many draws of 40 channels, each with a power of its own: chi^2 of one degree of freedom, relative variance 2."""
-    powers = normal(4000, 40).double().square()
-    estimates = torch.stack([statistics.relative_variance(one, 0, 40) for one in powers[:500]])
-    means = powers.mean(1)
+    amplitudes = normal(500, 1, 40)
+    found = Stack(amplitudes * normal(1, 400, 1, seed=1), 40).spread
+    means = normal(4000, 40, seed=2).double().square().mean(1)
     # sampling: 4000 draws know a variance to sqrt(2/4000) = 2 %, and the estimates are biased by about 1/40 times ten
-    assert float(estimates.mean()) == pytest.approx(float(means.var()), rel=0.15)
+    assert float(found.mean()) == pytest.approx(float(means.var()), rel=0.15)
     assert float(means.var()) == pytest.approx(2 / 40, rel=0.1)
 
 
 def test_positions_of_a_channel_are_averaged_before_channels_are_compared():
-    powers = normal(40).square()[:, None].expand(40, 25)
-    one = statistics.relative_variance(powers[:, 0], 0, 40)
-    assert float(statistics.relative_variance(powers, 0, 40)) == pytest.approx(float(one))
-    assert float(statistics.relative_variance(powers.flatten(), 0, 40)) == pytest.approx(float(one))
-    assert float(statistics.relative_variance(powers.T.reshape(-1), -1, 40)) == pytest.approx(float(one))
-    assert float(statistics.relative_variance(powers.flatten(), 0, 1000)) < float(one) / 10, "each position a draw"
+    amplitudes = normal(40)[:, None].expand(40, 25)
+    x = amplitudes * normal(200, 40, 25, seed=1)
+    powers = x.double().var(0).mean(1)
+    one = float(powers.var() / 40 / powers.mean() ** 2)
+    assert spread(x, 40, 0) == pytest.approx(one, rel=1e-3)
+    assert spread(x.flatten(1), 40, 0) == pytest.approx(one, rel=1e-3)
+    assert spread(x.movedim(2, 1), 40) == pytest.approx(one, rel=1e-3)
+    assert spread(x.movedim(2, 1).flatten(1), 40) == pytest.approx(one, rel=1e-3)
+    assert spread(x.flatten(1), 1000) < one / 10, "each position a draw"
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "channel_dim"), [((16, 5), 5, -1), ((8, 3, 4), 4, -1), ((8, 3, 4, 4), 3, 0)]
+)
+def test_places_of_a_stack_do_not_meet(shape, channels, channel_dim):
+    """Each place's numbers are those that it has alone."""
+    x = torch.stack([normal(*shape, seed=seed) * (1 + seed) + seed for seed in range(3)])
+    together = Stack(x, channels, channel_dim)
+    for place in range(3):
+        alone = Stack(x[place : place + 1], channels, channel_dim)
+        for quantity in ("signal", "offset", "similarity", "spread"):
+            assert float(getattr(together, quantity)[place]) == pytest.approx(float(getattr(alone, quantity)), rel=1e-5)
+        if alone.has_positions:
+            assert together.far_gaps[:, place].tolist() == pytest.approx(alone.far_gaps[:, 0].tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_mean_squares_are_those_of_each_tensor(dtype):
+    tensors = [normal(*shape, seed=seed).to(dtype) for seed, shape in enumerate([(3, 4), (100,), (2, 5, 5)])]
+    expected = [float(t.double().square().mean()) for t in tensors]
+    assert statistics.mean_squares(tensors).tolist() == pytest.approx(expected, rel=1e-5)

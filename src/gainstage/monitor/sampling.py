@@ -1,4 +1,4 @@
-"""When to measure: dense at first, then as often as an overhead budget allows."""
+"""When to measure, and when to judge what was measured: dense at first, then as often as an overhead budget allows."""
 
 from __future__ import annotations
 
@@ -10,24 +10,58 @@ from time import perf_counter
 
 from gainstage.errors import BadInput
 
-DENSE = (0, 1, 2, 4, 8, 16, 32, 64)  # early instability shows in the first steps
+DENSE = 64  # steps at the start, and behind a finding, in which the distances only grow: instability shows early
+UNTIMED = 10  # steps between two measurements before their cost is known
+
+
+@dataclass
+class Schedule:
+    """Which steps something is done at: at distances that grow by a factor over the first steps, then as the budget allows.
+
+    growth: the factor. share: of the time that it may take.
+    """
+
+    growth: float
+    share: float
+    costs: deque[float] = field(default_factory=lambda: deque(maxlen=20))  # seconds
+    _origin: int = 0
+    _next: int = 0
+
+    def due(self, step: int) -> bool:
+        """True when `step` has its turn."""
+        return step >= self._next
+
+    def done(self, step: int, plain: float | None) -> None:
+        """It was done at `step`; plain: seconds that a step takes without it."""
+        since = step - self._origin
+        dense = max(since + 1, int(since * self.growth))
+        self._next = self._origin + dense if dense <= DENSE else step + self.interval(plain)
+
+    def restart(self, step: int) -> None:
+        """Be dense again from behind `step` on."""
+        self._origin, self._next = step, step + 1
+
+    def interval(self, plain: float | None) -> int:
+        """Steps between two turns that keep to the share."""
+        if not plain or not self.costs:
+            return UNTIMED
+        return max(1, math.ceil(max(median(self.costs), 0.0) / (self.share * plain)))
 
 
 @dataclass
 class Sampler:
-    """Decides which steps are measured, and keeps account of what measuring costs.
+    """Decides which steps are measured and which of these are judged by theory and rules, and keeps account of the cost.
 
-    every: a fixed interval in steps; None adapts it so that measuring takes the share `budget` of the time. Raises
-    BadInput for an interval below 1 and a budget outside (0, 1).
+    every: a fixed interval of measuring in steps; None adapts it. budget: share of the time that everything adaptive may
+    take. Raises BadInput for an interval below 1 and a budget outside (0, 1).
     """
 
     every: int | None = None
     budget: float = 0.01
-    plain: deque[float] = field(default_factory=lambda: deque(maxlen=50))
-    measured: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     extra_seconds: float = 0.0
     total_seconds: float = 0.0
-    _next: int = 0
+    plain: deque[float] = field(default_factory=lambda: deque(maxlen=50))
+    measured: deque[float] = field(default_factory=lambda: deque(maxlen=50))
     _last: float | None = None
 
     def __post_init__(self) -> None:
@@ -35,36 +69,54 @@ class Sampler:
             raise BadInput(f"every must be a whole number of at least 1 step, got {self.every!r}")
         if not isinstance(self.budget, (int, float)) or not 0 < self.budget < 1:
             raise BadInput(f"budget is the share of time that measuring may take, between 0 and 1, got {self.budget!r}")
+        self.measuring = Schedule(1.5, self.budget / 2)
+        self.judging = Schedule(2.0, self.budget / 2)
 
     def due(self, step: int) -> bool:
         """True when `step` is to be measured."""
         if self.every is not None:
             return step % self.every == 0
-        return step in DENSE or step >= max(self._next, DENSE[-1] + 1)
+        return self.measuring.due(step) or self.judging.due(step)
 
-    def stepped(self, step: int, measured: bool) -> None:
+    def judges(self, step: int) -> bool:
+        """True when `step`, if it is measured, is to be judged too."""
+        return self.judging.due(step)
+
+    def stepped(self, step: int, measured: bool, judged: bool = False) -> None:
         """Take the time at the end of `step`."""
         now = perf_counter()
         if self._last is not None:
-            seconds = now - self._last
-            self.total_seconds += seconds
-            (self.measured if measured else self.plain).append(seconds)
-            if measured and self.plain:
-                self.extra_seconds += max(seconds - median(self.plain), 0.0)
+            self._timed(now - self._last, measured, judged)
         self._last = now
+        usual = self._usual(self.plain or self.measured)
         if measured:
-            self._next = step + self.interval
+            self.measuring.done(step, usual)
+        if judged:
+            self.judging.done(step, usual)
 
-    @property
-    def interval(self) -> int:
-        """Steps between two measurements that keep to the budget; 10 until both kinds of steps have been timed."""
-        if not self.plain or not self.measured:
-            return 10
-        plain = max(median(self.plain), 1e-9)  # a coarse clock may show nothing
-        extra = max(median(self.measured) - plain, 0.0)
-        return max(1, math.ceil(extra / (self.budget * plain)))
+    def _timed(self, seconds: float, measured: bool, judged: bool) -> None:
+        self.total_seconds += seconds
+        if not measured:
+            self.plain.append(seconds)
+            return
+        if not judged:
+            self.measured.append(seconds)
+        usual = self._usual(self.plain or self.measured)
+        if usual is not None:
+            (self.judging if judged else self.measuring).costs.append(seconds - usual)
+            self.extra_seconds += max(seconds - usual, 0.0)
+
+    @staticmethod
+    def _usual(seconds: deque[float]) -> float | None:
+        return median(seconds) if seconds else None
+
+    def found(self, step: int) -> None:
+        """Something was found at `step`: look closely for a while."""
+        self.measuring.restart(step)
+        self.judging.restart(step)
 
     @property
     def overhead(self) -> float:
-        """Share of the time so far that measuring took."""
+        """Share of the time so far that went into measuring, beyond the usual step that is not measured; where all are
+        measured, beyond the usual one of those."""
         return self.extra_seconds / self.total_seconds if self.total_seconds else 0.0

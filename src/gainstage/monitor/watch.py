@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gainstage.errors import BadInput
+from gainstage.monitor.reading import Reading, remember
 from gainstage.monitor.recording import Recording
 from gainstage.monitor.sampling import Sampler
 from gainstage.monitor.store import RunStore
 from gainstage.optimizers import check_trains
 from gainstage.rules import Context, Finding, choose, flatten, run_rules
 from gainstage.signal import Ledger
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The ledger of one sampled step."""
-
-    step: int
-    ledger: Ledger
+from gainstage.signal.replay import Script
 
 
 def watch(
@@ -87,6 +80,7 @@ class Monitor:
         self.history: list[Reading] = []
         self.findings: list[Finding] = []
         self._recording: Recording | None = None
+        self._script: Script | None = None
         self._closed = self._in_hook = False
         self._handles = [
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
@@ -138,7 +132,8 @@ class Monitor:
             return
         wanted = module is self.model and module.training and torch.is_grad_enabled()
         if wanted and self._recording is None and self.sampler.due(self.step):
-            self._recording = self._guarded(lambda: Recording(self.model, (args, kwargs)))
+            script = None if self.sampler.judges(self.step) else self._script
+            self._recording = self._guarded(lambda: Recording(self.model, (args, kwargs), script))
 
     def _after_forward(self, module: nn.Module, _inputs: Any, output: Any) -> None:
         recording = self._recording
@@ -160,9 +155,11 @@ class Monitor:
             self._guarded(lambda: self._finish_step(recording))
 
     def _finish_step(self, recording: Recording | None) -> None:
-        if recording is not None:
-            self._take(recording)
-        self.sampler.stepped(self.step, recording is not None)
+        measured = None if recording is None else self._take(recording)
+        judged = measured is not None and self.sampler.judges(self.step)
+        if measured is not None and judged:
+            self._judge(measured)
+        self.sampler.stepped(self.step, recording is not None, judged)
         self.step += 1
 
     def _guarded(self, action: Callable[[], Any]) -> Any:
@@ -177,18 +174,32 @@ class Monitor:
         finally:
             self._in_hook = False
 
-    def _take(self, recording: Recording) -> None:
-        graph, ledger = recording.after_step()
-        self.history.append(Reading(self.step, ledger))
+    def _take(self, recording: Recording) -> Reading | None:
+        measured = recording.after_step()
+        self._script = recording.script
+        if measured is None:
+            return None
+        reading = remember(self.history, self.step, measured)
+        if self.log is not None or self.store is not None:
+            self._write(measured.ledger(theory=False))
+        return reading
+
+    def _write(self, ledger: Ledger) -> None:
         if self.log is not None:
             self.log(_scalars(self.step, ledger))
         if self.store is not None:
             self.store.add_readings(self.step, ledger.records())
+
+    def _judge(self, reading: Reading) -> None:
+        """Let the rules look at a step."""
         seen = {finding.code for finding in flatten(self.findings)}
         rules = [rule for rule in choose() if rule.depth != "static" or self.step == 0]
-        for finding in run_rules(rules, Context(self.model, graph, ledger), "run"):
-            if finding.code not in seen:
-                self._announce(finding)
+        context = Context(self.model, reading.measured.graph, reading.ledger)
+        found = [finding for finding in run_rules(rules, context, "run") if finding.code not in seen]
+        for finding in found:
+            self._announce(finding)
+        if found:
+            self.sampler.found(self.step)
 
     def _announce(self, finding: Finding) -> None:
         self.findings.append(finding)

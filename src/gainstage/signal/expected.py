@@ -69,7 +69,9 @@ def predict(model: nn.Module, inputs: Any) -> tuple[Graph, Prediction]:
         for number, tensor in enumerate(tensors_in(inputs)):
             if tensor.is_floating_point() and tensor.ndim and len(tensor) > 1:
                 place = NETWORK_INPUT - number
-                probes.values["signal", place], probes.values["offset", place] = signal_and_offset(tensor)
+                for quantity, power in zip(("signal", "offset"), signal_and_offset(tensor), strict=True):
+                    probes.values.add(quantity, (place,), power)
+        probes.read_weights()
         readings = probes.read()
     theory = theory_from_input(graph, readings, source_fields(graph, readings, inputs))
     return graph, Prediction(tuple(_expected(theory, stage) for stage in graph.stages), graph.coverage)

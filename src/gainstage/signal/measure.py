@@ -51,6 +51,7 @@ def _measure(model: nn.Module, loss: Loss, batch: Batch, samples: int) -> tuple[
         value = run_loss(loss, output, y, within=tracer.of_loss())
         graph = tracer.finish(output)
         _backward(model, value, probes)
+        probes.read_weights()
     finally:
         probes.detach()
     readings = probes.read()

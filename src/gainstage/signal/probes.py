@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,19 +13,25 @@ from torch import Tensor
 from gainstage.signal import operations as ops
 from gainstage.signal import statistics
 from gainstage.signal.graph import Operation
-from gainstage.signal.trace import Observer
-
-Key = tuple[str, int]  # quantity, and stage (of a layer and its activation) or operation (of everything else)
+from gainstage.signal.observer import Observer
+from gainstage.signal.statistics import Stack
+from gainstage.signal.values import MOST, Key, Stacks, Values
 
 
 @dataclass
 class WeightProbes(Observer):
-    """Reads the sizes of weights and constants during one pass; keeps tensors on the device until `read`."""
+    """Reads the sizes of weights and constants during one pass; keeps numbers on their device until `read`.
 
-    values: dict[Key, Tensor] = field(default_factory=dict)
+    most: elements of a tensor that are read at most, about: of a weight evenly spread rows (units), of activations evenly
+    spread positions; None: all.
+    """
+
+    most: int | None = None
+    values: Values = field(default_factory=Values)
     channel_dims: dict[int, int] = field(default_factory=dict)
     channels: dict[int, int] = field(default_factory=dict)
     weights: dict[int, Tensor] = field(default_factory=dict)
+    vectors: dict[str, dict[int, Tensor]] = field(default_factory=lambda: {"bias": {}, "scale": {}, "shift": {}})
 
     def layer(self, operation: Operation, weight: Tensor | None, bias: Tensor | None) -> None:
         self.channel_dims[operation.stage] = operation.channel_dim
@@ -32,34 +40,61 @@ class WeightProbes(Observer):
         self.weights[operation.stage] = weight
         groups = operation.settings.get("groups", 1)
         self.channels[operation.stage] = weight.shape[1] * groups if operation.name in ops.TRANSPOSED else len(weight)
-        self.values["weight", operation.stage] = statistics.mean_square(weight)
         if bias is not None:
-            self.values["bias", operation.stage] = statistics.mean_square(bias)
-            self.values["bias_mean", operation.stage] = bias.detach().float().mean()
+            self.vectors["bias"][operation.stage] = bias
 
     def normalization(self, operation: Operation, scale: Tensor | None, shift: Tensor | None) -> None:
         for quantity, tensor in (("scale", scale), ("shift", shift)):
             if tensor is not None:
-                self.values[quantity, operation.index] = statistics.mean_square(tensor)
-        if shift is not None:
-            self.values["shift_mean", operation.index] = shift.detach().float().mean()
+                self.vectors[quantity][operation.index] = tensor
 
     def constant(self, operation: Operation, tensor: Tensor) -> None:
         values = tensor.detach().float()
         if "div" in operation.name:
             values = values.reciprocal()
-        self.values["constant", operation.index] = statistics.mean_square(values)
-        self.values["constant_mean", operation.index] = -values.mean() if "sub" in operation.name else values.mean()
         places = len(operation.given) > 2 and tensor.ndim > 1 and tensor.shape[-2] > 1
-        self.values["constant_by_position", operation.index] = values.new_tensor(float(places))
+        self._add("constant", operation.index, statistics.mean_square(values))
+        self._add("constant_mean", operation.index, -values.mean() if "sub" in operation.name else values.mean())
+        self._add("constant_by_position", operation.index, values.new_tensor(float(places)))
+
+    def read_weights(self) -> None:
+        """Read the sizes of all weights that the pass used, as they are now."""
+        for places, tensors in _by_device({stage: self.rows(weight) for stage, weight in self.weights.items()}):
+            self.values.add("weight", places, statistics.mean_squares(tensors))
+        for quantity, vectors in self.vectors.items():
+            for places, tensors in _by_shape(vectors):
+                stack = torch.stack(tensors).detach().float().flatten(1)
+                self.values.add(quantity, places, stack.square().mean(1))
+                self.values.add(f"{quantity}_mean", places, stack.mean(1))
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """Those rows of a weight, or of its gradient, that are read."""
+        weight = weight.detach()
+        return weight if self.most is None else weight[:: math.ceil(weight.numel() / self.most)]
 
     def read(self) -> dict[Key, float]:
-        """All values, moved from the device in one transfer; none from a device that has no values."""
-        values = {key: value for key, value in self.values.items() if not value.is_meta}
-        if not values:
-            return {}
-        packed = torch.stack([value.detach().reshape(()).float() for value in values.values()])
-        return dict(zip(values, packed.tolist(), strict=True))
+        """All values, moved from a device in one transfer; none from a device that has no values."""
+        return self.values.read()
+
+    def _add(self, quantity: str, place: int, value: Tensor) -> None:
+        self.values.add(quantity, (place,), value.reshape(1))
+
+
+def _by_device(tensors: Mapping[int, Tensor]) -> list[tuple[list[int], list[Tensor]]]:
+    return _grouped(tensors, lambda tensor: tensor.device)
+
+
+def _by_shape(tensors: Mapping[int, Tensor]) -> list[tuple[list[int], list[Tensor]]]:
+    return _grouped(tensors, lambda tensor: (tensor.shape, tensor.device))
+
+
+def _grouped(tensors: Mapping[int, Tensor], key) -> list[tuple[list[int], list[Tensor]]]:
+    groups: dict[Any, tuple[list[int], list[Tensor]]] = {}
+    for place, tensor in tensors.items():
+        places, members = groups.setdefault(key(tensor), ([], []))
+        places.append(place)
+        members.append(tensor)
+    return list(groups.values())
 
 
 @dataclass
@@ -69,47 +104,71 @@ class Probes(WeightProbes):
     units: dict[int, int] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._outputs = Stacks(self._read_outputs)
+        self._gradients: dict[int, Tensor] = {}
+        self._elements = 0
+
     def stage_output(self, operation: int, stage: int, tensor: Tensor) -> None:
-        if not tensor.is_floating_point() or tensor.ndim < 1 or len(tensor) < 2 or ("signal", operation) in self.values:
+        if operation in self.units or not tensor.is_floating_point() or tensor.ndim < 1 or len(tensor) < 2:
             return
-        with torch.no_grad():
-            values = tensor.reshape(len(tensor), -1)  # a tensor of one number a sample has one unit
-            signals, offset = statistics.unit_signals(values if tensor.ndim < 2 else tensor)
-            self.values["signal", operation], self.values["offset", operation] = signals.mean(), offset
-            self.values["similarity", operation] = statistics.similarity(values)
-            if stage in self.channels:
-                channel_dim = max(self.channel_dims[stage] - 1, -1)  # the units have no dimension of samples
-                spread = statistics.relative_variance(signals, channel_dim, self.channels[stage])
-                self.values["spread", operation] = spread
-                if tensor.ndim > 2 and signals.shape[channel_dim] == self.channels[stage]:
-                    gaps = statistics.far_gaps(tensor if channel_dim == 0 else tensor.movedim(-1, 1))
-                    self.values["far", operation], self.values["far_across", operation] = gaps
-        self.units[operation] = values.shape[1]
+        self.units[operation] = math.prod(tensor.shape[1:])
+        channel_dim = max(self.channel_dims.get(stage, 0) - 1, -1)  # the units have no dimension of samples
+        read = tensor.unsqueeze(1) if tensor.ndim < 2 else tensor  # of one number a sample that is the unit
+        read = thinned(read, channel_dim, self.most)
+        self._outputs.add(operation, read, (self.channels.get(stage), channel_dim))
         if tensor.requires_grad:
             self.handles.append(tensor.register_hook(self._gradient_probe(operation)))
+
+    def _read_outputs(self, places: Sequence[int], stack: Stack) -> None:
+        for quantity in ("signal", "offset", "similarity"):
+            self.values.add(quantity, places, getattr(stack, quantity))
+        if stack.channels is not None:
+            self.values.add("spread", places, stack.spread)
+        if stack.has_positions:
+            for quantity, gaps in zip(("far", "far_across"), stack.far_gaps, strict=True):
+                self.values.add(quantity, places, gaps)
 
     def _gradient_probe(self, operation: int):
         return lambda gradient: self.gradient(operation, gradient)
 
     def gradient(self, operation: int, gradient: Tensor) -> None:
         """The gradient with respect to an operation's output has arrived."""
-        self.values["gradient", operation] = statistics.mean_square(gradient)
+        self._gradients[operation] = gradient
+        self._elements += gradient.numel()
+        if self._elements >= MOST:
+            self._read_gradients()
+
+    def _read_gradients(self) -> None:
+        for places, gradients in _by_device(self._gradients):
+            self.values.add("gradient", places, statistics.mean_squares(gradients))
+        self._gradients, self._elements = {}, 0
 
     def activation(self, operation: Operation, before: Tensor) -> None:
         if operation.activation is not None and operation.activation.saturates:
             share = statistics.saturated_share(before, operation.activation.responsive)
-            self.values["saturated", operation.stage] = share
+            self._add("saturated", operation.stage, share)
 
     def activated(self, operation: Operation, after: Tensor) -> None:
         if operation.name in ops.RECTIFIERS and after.ndim > 1:
             channel_dim = self.channel_dims.get(operation.stage, -1)
-            self.values["dead", operation.stage] = statistics.dead_share(after, channel_dim)
+            self._add("dead", operation.stage, statistics.dead_share(after, channel_dim))
 
-    def weight_gradients(self, gradients: dict[int, Tensor]) -> None:
+    def weight_gradients(self, gradients: Mapping[int, Tensor]) -> None:
         """Take in the gradients of the layers' weights, keyed by the weights' identity."""
-        for stage, weight in self.weights.items():
-            if id(weight) in gradients:
-                self.values["weight_gradient", stage] = statistics.mean_square(gradients[id(weight)])
+        found = {stage: self.rows(gradients[id(w)]) for stage, w in self.weights.items() if id(w) in gradients}
+        for stages, members in _by_device(found):
+            self.values.add("weight_gradient", stages, statistics.mean_squares(members))
+
+    def updates(self, stages: Sequence[int], changes: Sequence[Tensor]) -> None:
+        """Take in how the rows of the layers' weights were changed by a step."""
+        for places, members in _by_device(dict(zip(stages, changes, strict=True))):
+            self.values.add("update", places, statistics.mean_squares(members))
+
+    def read(self) -> dict[Key, float]:
+        self._outputs.flush()
+        self._read_gradients()
+        return super().read()
 
     def detach(self) -> None:
         """Take every hook off and let go of the weights."""
@@ -117,3 +176,17 @@ class Probes(WeightProbes):
             handle.remove()
         self.handles.clear()
         self.weights.clear()
+        self.vectors = {quantity: {} for quantity in self.vectors}
+
+
+def thinned(tensor: Tensor, channel_dim: int, most: int | None) -> Tensor:
+    """Of a tensor (samples, *units) at most about `most` elements: all samples and channels, evenly spread positions."""
+    if most is None or tensor.numel() <= most or tensor.ndim < 3:
+        return tensor
+    first = channel_dim == 0
+    positions = tensor.flatten(2) if first else tensor.flatten(1, -2)
+    count = positions.shape[2 if first else 1]
+    step = min(math.ceil(tensor.numel() / most), count)
+    while step < count and math.gcd(step, tensor.shape[-1 if first else -2]) > 1:
+        step += 1  # else it would meet the same columns of an image in every row
+    return (positions[:, :, ::step] if first else positions[:, ::step]).contiguous()

@@ -19,13 +19,14 @@ PRECISION = 0.0025  # of theory's gains: samples and positions that are not all 
 def make_ledger(
     graph: Graph,
     readings: Readings,
-    sources: Mapping[int, Field],
+    sources: Mapping[int, Field] | None,
     units: Mapping[int, int],
     samples: int,
     loss: float | None,
 ) -> Ledger:
-    """The ledger of a graph from the readings (mean squares and shares) of its stages; `sources`: the network's inputs."""
-    theory = theory_stage_by_stage(graph, readings, sources)
+    """The ledger of a graph from the readings (mean squares and shares) of its stages; `sources`: the network's inputs,
+    without which nothing is asked of theory."""
+    theory = None if sources is None else theory_stage_by_stage(graph, readings, sources)
     rows = tuple(_row(graph, stage, readings, theory, units) for stage in graph.stages)
     unknown = tuple(dict.fromkeys(f"{op.name} in {op.module or '(model)'}" for op in graph.unknown))
     return Ledger(rows, _source_row(graph, readings, units), samples, loss, graph.coverage, unknown)
@@ -41,7 +42,7 @@ def _source_row(graph: Graph, readings: Readings, units: Mapping[int, int]) -> R
     return Row(NETWORK_INPUT, name, "", units[place], **_levels(readings, place))
 
 
-def _row(graph: Graph, stage: Stage, readings: Readings, theory: Theory, units: Mapping[int, int]) -> Row:
+def _row(graph: Graph, stage: Stage, readings: Readings, theory: Theory | None, units: Mapping[int, int]) -> Row:
     index, before = stage.index, stage.layer.inputs[0]
     after = graph.output_of(stage)
     return Row(
@@ -58,9 +59,13 @@ def _row(graph: Graph, stage: Stage, readings: Readings, theory: Theory, units: 
         weight_gradient=_root(readings, "weight_gradient", index),
         update=_size_ratio(readings, index),
         **_levels(readings, after),
-        **_expected_gain(theory, stage, readings, before, after),
-        **_expected_backward_gain(theory, readings, before, after),
+        **({} if theory is None else _expected(theory, stage, readings, before, after)),
     )
+
+
+def _expected(theory: Theory, stage: Stage, readings: Readings, before: int, after: int) -> dict[str, float | None]:
+    gain = _expected_gain(theory, stage, readings, before, after)
+    return {**gain, **_expected_backward_gain(theory, readings, before, after)}
 
 
 def _levels(readings: Readings, operation: int) -> dict[str, Any]:

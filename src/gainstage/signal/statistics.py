@@ -1,57 +1,130 @@
-"""The quantities a probe computes, in float32, from a tensor whose first dimension is the batch.
+"""The quantities a probe computes, in float32, from tensors whose first dimension is the batch.
 
-Each function takes a tensor of shape (samples, ...) and returns 0-dimensional tensors on its device; nothing is moved
-and nothing is kept. Every position behind the first dimension counts as a unit.
+Tensors of one shape from several places of a network are read together, as a Stack: a small network would otherwise spend
+more time on calls than on numbers. Every position behind the dimension of samples counts as a unit. Nothing is moved from
+its device and nothing is kept.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 
-def signal_and_offset(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(signal power, offset power), averaged over the units.
+@dataclass(frozen=True)
+class Stack:
+    """Tensors of one shape from several places, (places, samples, *units); samples at least 2.
 
-    signal: unbiased variance over the samples. offset: squared mean over the samples, less the share of the signal
-    that a mean over n samples retains (variance / n), so that signal + offset is the plain mean square.
+    channels: how many the layer has that opens the stage; None where there is no layer. channel_dim: where they stand
+    among the units in that layer's output, 0 or -1.
     """
-    signals, offset = unit_signals(x)
-    return signals.mean(), offset
+
+    values: Tensor
+    channels: int | None = None
+    channel_dim: int = -1
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return self.values.shape[1]
+
+    @cached_property
+    def floats(self) -> Tensor:
+        """The values in float32."""
+        return self.values.detach().float()
+
+    @cached_property
+    def centre(self) -> Tensor:
+        """Mean over the samples, (places, *units)."""
+        return self.floats.mean(1)
+
+    @cached_property
+    def signals(self) -> Tensor:
+        """Signal power of every unit, the unbiased variance over the samples: (places, *units)."""
+        return (self.floats - self.centre.unsqueeze(1)).square_().sum(1) / (self.samples - 1)
+
+    @cached_property
+    def signal(self) -> Tensor:
+        """Signal power, the mean over the units: (places,)."""
+        return self.signals.flatten(1).mean(1)
+
+    @cached_property
+    def offset(self) -> Tensor:
+        """Offset power, (places,): squared mean over the samples, less the share of the signal that a mean over n samples
+        retains (variance / n), so that signal + offset is the plain mean square."""
+        return (self.centre.square().flatten(1).mean(1) - self.signal / self.samples).clamp_min(0)
+
+    @cached_property
+    def similarity(self) -> Tensor:
+        """Mean cosine between different samples, (places,): (|sum of unit vectors|^2 - n) / (n (n - 1)); samples of all
+        zeros are left out, and NaN says that fewer than two were left."""
+        x = self.floats.flatten(2)
+        norms = torch.linalg.vector_norm(x, dim=2)
+        alive = (norms > 0).sum(1)
+        total = (norms.clamp_min(torch.finfo(torch.float32).tiny).reciprocal().unsqueeze(1) @ x).square().sum((1, 2))
+        return torch.where(alive > 1, (total - alive) / (alive * (alive - 1)), torch.nan)
+
+    @cached_property
+    def spread(self) -> Tensor:
+        """Of the mean of the units' signal powers, if channels are independent draws: the variance of the channels' own mean
+        powers, over their number and the squared mean; (places,). Reshaped, the dimension with as many numbers as channels
+        is taken for them, or a part. NaN for a single channel, and where nothing differs between samples."""
+        powers = self._by_channel().mean(2)
+        count = powers.shape[1]
+        if count < 2:
+            return self.signal.new_full((len(powers),), torch.nan)
+        mean = powers.mean(1)
+        return (powers - mean.unsqueeze(1)).square().sum(1) / (count - 1) / count / mean.square()
+
+    def _by_channel(self) -> Tensor:
+        """The units' signal powers as (places, channels, positions)."""
+        signals, channels = self.signals, self.channels or 1
+        if signals.ndim == 2 and signals.shape[1] % channels == 0:  # positions and channels in one
+            apart = (channels, -1) if self.channel_dim == 0 else (-1, channels)
+            signals = signals.unflatten(1, apart)
+            return signals if self.channel_dim == 0 else signals.transpose(1, 2)
+        where = self.channel_dim % max(signals.ndim - 1, 1)
+        if signals.ndim > 2 and signals.shape[1 + where] != channels and channels in signals.shape[1:]:
+            where = list(signals.shape[1:]).index(channels)
+        return signals.movedim(1 + where, 1).unsqueeze(-1).flatten(2)
+
+    @property
+    def has_positions(self) -> bool:
+        """True where the channels have a dimension of their own beside one of positions."""
+        return self.channels is not None and self.values.ndim > 3 and self._channels_last.shape[-1] == self.channels
+
+    @property
+    def _channels_last(self) -> Tensor:
+        return self.floats.movedim(2, -1) if self.channel_dim == 0 else self.floats
+
+    @cached_property
+    def far_gaps(self) -> Tensor:
+        """Half mean squared differences between two values of a channel at any two positions, (2, places): in one sample, and
+        in two different ones."""
+        x = self._channels_last.flatten(2, -2)
+        samples, positions = x.shape[1:3]
+        offset = self.centre.square().flatten(1).mean(1)
+        level = offset + self.signal * (samples - 1) / samples
+        return level - torch.stack(_products_everywhere(x.sum(2), level, offset, positions))
 
 
-def unit_signals(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Signal power of every unit, of shape x.shape[1:], and the mean offset power."""
-    x = x.detach().float()
-    centre = x.mean(0)
-    signals = (x - centre).square().sum(0) / (len(x) - 1)
-    return signals, (centre.square().mean() - signals.mean() / len(x)).clamp_min(0)
-
-
-def relative_variance(signals: Tensor, channel_dim: int, channels: int) -> Tensor:
-    """Of the mean of the units' signal powers, if channels are independent draws: the variance of the channels' own mean
-    powers, over their number and the squared mean. signals: they have no dimension of samples. channel_dim: where they had
-    their channels in the layer's output; reshaped, the dimension with as many numbers as channels is taken, or a part. NaN
-    for a single channel, and where nothing differs between samples."""
-    powers = _by_channel(signals, channel_dim, channels).flatten(1).mean(1)
-    if len(powers) < 2:
-        return powers.new_tensor(torch.nan)
-    return powers.var() / len(powers) / powers.mean().square()
-
-
-def _by_channel(signals: Tensor, channel_dim: int, channels: int) -> Tensor:
-    """The same with its channels in the first dimension and at least one behind it."""
-    if signals.ndim == 1 and len(signals) % channels == 0:  # positions and channels in one
-        return signals.reshape(channels, -1) if channel_dim == 0 else signals.reshape(-1, channels).T
-    if signals.ndim > 1 and signals.shape[channel_dim] != channels and channels in signals.shape:
-        channel_dim = list(signals.shape).index(channels)
-    return signals.movedim(channel_dim, 0).unsqueeze(-1)
-
-
-def far_gaps(x: Tensor) -> Tensor:
-    """The last column of position_gaps alone."""
-    x = x.detach().float()
-    return x.square().mean() - _everywhere(x)
+def _products_everywhere(sums: Tensor, level: Tensor, offset: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+    """Mean products of two values of a channel at any two positions, each (places,): in one sample (at different positions),
+    and in two samples. sums: over positions, (places, samples, channels); level, offset: mean squares of the values and of
+    their means over samples."""
+    samples = sums.shape[1]
+    if positions == 1:
+        return level, (samples * offset - level) / (samples - 1)
+    squared = sums.square().mean((1, 2))
+    within = (squared - level * positions) / (positions * (positions - 1))
+    across = (
+        sums.mean(1).square().mean(1) / positions**2
+    )  # all pairs of two samples' positions, equal positions included
+    return within, (samples * across - squared / positions**2) / (samples - 1)
 
 
 def position_gaps(x: Tensor, columns: int) -> Tensor:
@@ -68,7 +141,7 @@ def position_gaps(x: Tensor, columns: int) -> Tensor:
         long = [axis for axis in axes if x.shape[axis] > step]
         products = [_products(x, axis, step) for axis in long] or [_products(x, 0, 0)]
         gaps[:, column] = level - torch.stack(products).mean(0)
-    gaps[:, -1] = level - _everywhere(x)
+    gaps[:, -1] = Stack(x[None], x.shape[1], 0).far_gaps[:, 0]
     return gaps
 
 
@@ -82,27 +155,10 @@ def _products(x: Tensor, axis: int, step: int) -> Tensor:
     return torch.stack([within, (len(x) * across - within) / (len(x) - 1)])
 
 
-def _everywhere(x: Tensor) -> Tensor:
-    """The same for any two different positions."""
-    values = x.flatten(2)
-    places = values.shape[2]
-    if places == 1:
-        return _products(x, 0, 0)
-    sums = values.sum(2)
-    within = (sums.square().mean() - values.square().sum(2).mean()) / (places * (places - 1))
-    across = sums.mean(0).square().mean() / places**2
-    # all pairs of two samples' positions, equal positions included
-    return torch.stack([within, (len(x) * across - sums.square().mean() / places**2) / (len(x) - 1)])
-
-
-def similarity(x: Tensor) -> Tensor:
-    """Mean cosine between different samples: (|sum of unit vectors|^2 - n) / (n (n - 1)); samples of all zeros are left
-    out, and NaN says that fewer than two were left."""
-    x = x.detach().flatten(1).float()
-    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    alive = (norms > 0).sum()
-    total = (x / norms.clamp_min(torch.finfo(torch.float32).tiny)).sum(0).square().sum()
-    return torch.where(alive > 1, (total - alive) / (alive * (alive - 1)), torch.nan)
+def signal_and_offset(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(signal power, offset power) of one tensor (samples, *units), averaged over the units; without units it is one."""
+    stack = Stack((x if x.ndim > 1 else x.unsqueeze(1))[None])
+    return stack.signal[0], stack.offset[0]
 
 
 def mean_square(x: Tensor) -> Tensor:
@@ -110,10 +166,19 @@ def mean_square(x: Tensor) -> Tensor:
     return x.detach().float().square().mean()
 
 
+def mean_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """Mean of x^2 of each tensor, (tensors,); they lie on one device."""
+    if any(type(t) not in (Tensor, torch.nn.Parameter) or t.dtype != torch.float32 for t in tensors):
+        return torch.stack([mean_square(t) for t in tensors])
+    norms = torch._foreach_norm([t.detach() for t in tensors])  # one call, as torch's own clip_grad_norm_
+    return torch.stack(norms).square() / norms[0].new_tensor([t.numel() for t in tensors])
+
+
 def dead_share(x: Tensor, channel_dim: int) -> Tensor:
-    """Share of units that are exactly zero on every sample (and, with channels, at every position)."""
+    """Share of units that are exactly zero on every sample (and, with channels, at every position); x: (samples, *units),
+    what a rectifier puts out."""
     others = [d for d in range(x.ndim) if d != channel_dim % x.ndim]
-    return (x.detach().abs().amax(dim=others) == 0).float().mean()
+    return (x.detach().amax(dim=others) == 0).float().mean()
 
 
 def saturated_share(before: Tensor, responsive: tuple[float, float]) -> Tensor:

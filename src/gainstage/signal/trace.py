@@ -16,35 +16,12 @@ from gainstage.program import tensors_in
 from gainstage.signal import operations as ops
 from gainstage.signal.calls import is_number, recorded
 from gainstage.signal.graph import NETWORK_INPUT, Graph, Operation, Stage
+from gainstage.signal.observer import Observer
+from gainstage.signal.replay import Call, Script, outputs_in, shapes_in
 from gainstage.theory import Fans, convolution_fans, linear_fans
 from gainstage.theory.composition import Slot, Step
 
 FROM_OUTSIDE = (NETWORK_INPUT, 0)
-
-
-class Observer:
-    """Told of tensors while they are intact: in-place operations may change them at once afterwards. Does nothing itself."""
-
-    def stage_output(self, operation: int, stage: int, tensor: Tensor) -> None:
-        """`tensor`, made by the operation of that number, leaves that `stage`."""
-
-    def layer(self, operation: Operation, weight: Tensor | None, bias: Tensor | None) -> None:
-        """A layer is about to run with these weights."""
-
-    def layer_output(self, operation: Operation, output: Tensor) -> None:
-        """A layer has put out `output`."""
-
-    def normalization(self, operation: Operation, scale: Tensor | None, shift: Tensor | None) -> None:
-        """A normalisation is about to run with this scale and shift."""
-
-    def constant(self, operation: Operation, tensor: Tensor) -> None:
-        """A sum or a product is about to run with a tensor that carries no signal."""
-
-    def activation(self, operation: Operation, before: Tensor) -> None:
-        """An activation is about to run on `before`."""
-
-    def activated(self, operation: Operation, after: Tensor) -> None:
-        """An activation has put out `after`."""
 
 
 class Tracer(TorchFunctionMode):
@@ -72,6 +49,9 @@ class Tracer(TorchFunctionMode):
         self._stages = 0
         self._calls: dict[str, int] = {}
         self._opened: list[tuple[str, int]] = []
+        self._calls_made: list[Call] = []
+        self._leaving: dict[int, dict[int, None]] = {}  # operation -> which of its outputs leave their stage
+        self._shapes: tuple[Any, ...] = ()
 
     # ---------------------------------------------------------------- where we are
     @contextmanager
@@ -80,6 +60,7 @@ class Tracer(TorchFunctionMode):
         error."""
         for number, tensor in enumerate(tensors_in(inputs)):
             self._producers[tensor] = (NETWORK_INPUT - number, 0)
+        self._shapes = shapes_in(inputs)
         with ExitStack() as stack:
             for module in list(model.modules())[1:]:  # the model itself is the bottom of the stack
                 stack.callback(module.register_forward_pre_hook(self._enter_module).remove)
@@ -108,6 +89,8 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         name = ops.name_of(func)
         tensors = tensors_in([args, kwargs])
+        if not self.in_loss:
+            self._calls_made.append(Call(func))
         if ops.is_silent(name) or not tensors:
             return self._silent(name, tensors, func(*args, **kwargs))
         if self.in_loss:
@@ -123,15 +106,17 @@ class Tracer(TorchFunctionMode):
             return result
         operation = self._open(name, data, parameters, args, kwargs)
         operation = self._with_call(operation, func, data, args, kwargs)
-        self._tell_before(operation, data, args, kwargs)
+        call = self._tell_before(operation, data, tensors, args, kwargs)
+        place = len(self._calls_made) - 1  # functions that this one calls come behind
         result = func(*args, **kwargs)
         masks = ops.is_elementwise(operation.kind) and any(t.is_floating_point() or t.dtype == torch.bool for t in data)
         made = args[0] if name == "setitem" else result  # x[mask] = value puts out nothing and changes x
-        outputs = [t for t in tensors_in(made) if t.is_floating_point() or t.is_complex() or masks]
+        outputs = outputs_in(made, masks)
         if not outputs:
             return result
         operation = replace(operation, shape=tuple(outputs[0].shape), outputs=len(outputs))
         self.operations.append(operation)
+        self._calls_made[place] = call._replace(operation=operation, masks=masks)
         for number, tensor in enumerate(outputs):
             self._producers[tensor] = (operation.index, number)
         if operation.kind == "layer":
@@ -231,29 +216,42 @@ class Tracer(TorchFunctionMode):
     def _stage_of(self, operation: int) -> int:
         return NETWORK_INPUT if operation < 0 else self.operations[operation].stage
 
-    def _tell_before(self, operation: Operation, data: Sequence[Tensor], args, kwargs) -> None:
+    def _tell_before(
+        self, operation: Operation, data: Sequence[Tensor], tensors: Sequence[Tensor], args, kwargs
+    ) -> Call:
         """Tensors that cross from one stage into another are the outputs of the stage they leave."""
-        for tensor, (origin, _) in zip(data, operation.sources, strict=True):
+        call = self._calls_made[-1]
+        for tensor, (origin, part) in zip(data, operation.sources, strict=True):
             if self._stage_of(origin) != operation.stage:
-                self.observer.stage_output(origin, self._stage_of(origin), tensor)
+                self._leaves(origin, part, tensor)
         if operation.constants == 1 and operation.kind in ("add", "multiply"):
-            self.observer.constant(operation, *self._constants(operation.kind, data, args, kwargs))
+            (constant,) = self._constants(operation.kind, data, args, kwargs)
+            self.observer.constant(operation, constant)
+            call = call._replace(constants=(_place_of(constant, tensors),))
         given = ops.arguments_of(operation.name, args, kwargs)
+        weights = given.get("weight"), given.get("bias")
         if operation.kind == "layer":
-            self.observer.layer(operation, given.get("weight"), given.get("bias"))
+            self.observer.layer(operation, *weights)
         if operation.kind == "normalization":
-            self.observer.normalization(operation, given.get("weight"), given.get("bias"))
+            self.observer.normalization(operation, *weights)
         if operation.kind == "activation" and data:
             self.observer.activation(operation, data[0])
+            call = call._replace(data=_place_of(data[0], tensors))
+        lasting = all(weight is None or id(weight) in self._names for weight in weights)
+        return call._replace(weights=weights) if lasting else call
+
+    def _leaves(self, origin: int, part: int, tensor: Tensor) -> None:
+        self._leaving.setdefault(origin, {})[part] = None
+        self.observer.stage_output(origin, self._stage_of(origin), tensor)
 
     # ---------------------------------------------------------------- the graph
     def finish(self, output: Any) -> Graph:
         """The graph of the pass that ended with `output`."""
         outputs: dict[int, None] = {}
         for tensor in tensors_in(output):
-            index, _ = self._source(tensor)
+            index, part = self._source(tensor)
             outputs[index] = None
-            self.observer.stage_output(index, self._stage_of(index), tensor)
+            self._leaves(index, part, tensor)
         out_stage = max((self._stage_of(index) for index in outputs), default=NETWORK_INPUT)
         members: list[list[Operation]] = [[] for _ in range(self._stages)]
         for operation in self.operations:
@@ -262,11 +260,25 @@ class Tracer(TorchFunctionMode):
         stages = tuple(self._stage(index, tuple(found)) for index, found in enumerate(members))
         return Graph(tuple(self.operations), stages, out_stage, tuple(outputs), tuple(self.loss_operations))
 
+    def script(self, graph: Graph) -> Script:
+        """The calls of the pass that `graph` is of, to follow another pass by."""
+        made = self._calls_made
+        leaving = {index: tuple(parts) for index, parts in self._leaving.items()}
+        calls = (
+            call if call.operation is None else call._replace(leaving=leaving.get(call.operation.index, ()))
+            for call in made
+        )
+        return Script(graph, tuple(calls), self._shapes)
+
     def _stage(self, index: int, members: tuple[Operation, ...]) -> Stage:
         module, call = self._opened[index]
         source = max((self._stage_of(i) for i in members[0].inputs), default=NETWORK_INPUT)
         joined = {self._stage_of(i) for op in members[1:] for i in op.inputs} - {index}
         return Stage(index, module, call, members, source, tuple(sorted(joined)))
+
+
+def _place_of(tensor: Tensor, tensors: Sequence[Tensor]) -> int:
+    return next(place for place, other in enumerate(tensors) if other is tensor)
 
 
 def _fans(name: str, given: dict[str, Any]) -> Fans | None:

@@ -1,0 +1,32 @@
+"""Who is told of tensors while a pass runs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gainstage.signal.graph import Operation
+
+
+class Observer:
+    """Told of tensors while they are intact: in-place operations may change them at once afterwards. Does nothing itself."""
+
+    def stage_output(self, operation: int, stage: int, tensor: Tensor) -> None:
+        """`tensor`, made by the operation of that number, leaves that `stage`."""
+
+    def layer(self, operation: Operation, weight: Tensor | None, bias: Tensor | None) -> None:
+        """A layer is about to run with these weights."""
+
+    def layer_output(self, operation: Operation, output: Tensor) -> None:
+        """A layer has put out `output`."""
+
+    def normalization(self, operation: Operation, scale: Tensor | None, shift: Tensor | None) -> None:
+        """A normalisation is about to run with this scale and shift."""
+
+    def constant(self, operation: Operation, tensor: Tensor) -> None:
+        """A sum or a product is about to run with a tensor that carries no signal."""
+
+    def activation(self, operation: Operation, before: Tensor) -> None:
+        """An activation is about to run on `before`."""
+
+    def activated(self, operation: Operation, after: Tensor) -> None:
+        """An activation has put out `after`."""
