@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from gainstage.monitor.fuses import Fuses
 from gainstage.monitor.recording import GuardedProbes, Recording
 from tests.networks import TwoInputs, deep
 from tests.tools import blobs, normal, quiet
@@ -12,14 +13,15 @@ from tests.tools import blobs, normal, quiet
 def test_forward_backward_and_update_are_seen():
     model, (x, y) = deep(2, "tanh"), blobs()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    recording = Recording(model, ((x,), {}))
+    recording = Recording(model, ((x,), {}), Fuses())
     output = model(x)
     recording.forward_done(output)
     F.cross_entropy(output, y).backward()
     before = model.hidden1.weight.detach().clone()
     recording.before_step()
     optimizer.step()
-    graph, ledger = recording.after_step()
+    recording.stepped()
+    graph, ledger = recording.result()
     change = (model.hidden1.weight.detach() - before).norm() / before.norm()
     assert len(graph.stages) == len(ledger) == 3
     assert ledger.samples == 256
@@ -29,13 +31,14 @@ def test_forward_backward_and_update_are_seen():
 def test_a_second_input_is_measured_as_such():
     model, x = quiet(TwoInputs), (normal(16, 20), 5 * normal(16, 12, seed=1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    recording = Recording(model, (x, {}))
+    recording = Recording(model, (x, {}), Fuses())
     output = model(*x)
     recording.forward_done(output)
     F.cross_entropy(output, torch.arange(16) % 3).backward()
     recording.before_step()
     optimizer.step()
-    _, ledger = recording.after_step()
+    recording.stepped()
+    _, ledger = recording.result()
     assert ledger.row("right").gain == pytest.approx(
         ledger.row("right").signal / float(x[1].var(0).mean().sqrt()), rel=1e-4
     )
@@ -43,16 +46,16 @@ def test_a_second_input_is_measured_as_such():
 
 
 def test_a_step_whose_forward_was_not_seen_says_so():
-    recording = Recording(deep(1, "relu"), ((normal(4, 20),), {}))
+    recording = Recording(deep(1, "relu"), ((normal(4, 20),), {}), Fuses())
     with pytest.raises(RuntimeError, match="was not seen"):
-        recording.after_step()
+        recording.result()
 
 
-def test_the_first_error_of_a_probe_is_kept_and_silences_the_rest():
-    probes = GuardedProbes()
+def test_an_error_of_a_probe_is_told_and_leaves_the_others_alone():
+    fuses = Fuses()
+    probes = GuardedProbes(fuses)
     probes.stage_output(0, 0, "no tensor")
-    first = probes.error
     probes.stage_output(1, 1, normal(4, 3))
-    assert isinstance(first, AttributeError)
-    assert probes.error is first
-    assert not probes.values
+    with pytest.warns(RuntimeWarning, match="AttributeError"):
+        fuses.tell()
+    assert ("signal", 1) in probes.values

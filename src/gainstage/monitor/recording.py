@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from gainstage.monitor.fuses import Fuses
 from gainstage.program import tensors_in
 from gainstage.signal import NETWORK_INPUT, Graph, Ledger, Operation
 from gainstage.signal.prediction import source_fields
@@ -16,74 +18,118 @@ from gainstage.signal.rows import make_ledger
 from gainstage.signal.statistics import mean_square
 from gainstage.signal.trace import Tracer
 
+unseen = (
+    torch._C.DisableTorchFunction
+)  # another watch may trace the pass around this one: what is done inside is not its
+
 
 class GuardedProbes(Probes):
-    """Probes whose errors never reach the training they watch: the first one is kept, and all of them fall silent."""
+    """Probes whose errors never reach the training they watch: what failed is not observed, and told by the fuses."""
 
-    error: Exception | None = None
+    def __init__(self, fuses: Fuses):
+        super().__init__()
+        self._fuses = fuses
 
-    def _guarded(self, probe: Callable[..., None], *arguments: Any) -> None:
-        if self.error is None:
-            try:
-                probe(*arguments)
-            except Exception as error:
-                self.error = error
+    def probe(self, quantity: str) -> AbstractContextManager[Any]:
+        return self._fuses.guard(f"the probe of {quantity}")
+
+    def _guarded(self, what: str, action: Callable[..., None], *arguments: Any) -> None:
+        with unseen(), self.probe(what):
+            action(*arguments)
 
     def stage_output(self, operation: int, stage: int, tensor: Tensor) -> None:
-        self._guarded(super().stage_output, operation, stage, tensor)
+        self._guarded("outputs", super().stage_output, operation, stage, tensor)
 
     def layer(self, operation: Operation, weight: Tensor | None, bias: Tensor | None) -> None:
-        self._guarded(super().layer, operation, weight, bias)
+        self._guarded("layers", super().layer, operation, weight, bias)
 
     def normalization(self, operation: Operation, scale: Tensor | None, shift: Tensor | None) -> None:
-        self._guarded(super().normalization, operation, scale, shift)
+        self._guarded("normalization", super().normalization, operation, scale, shift)
 
     def activation(self, operation: Operation, before: Tensor) -> None:
-        self._guarded(super().activation, operation, before)
+        self._guarded("saturation", super().activation, operation, before)
 
     def activated(self, operation: Operation, after: Tensor) -> None:
-        self._guarded(super().activated, operation, after)
+        self._guarded("dead units", super().activated, operation, after)
 
     def constant(self, operation: Operation, tensor: Tensor) -> None:
-        self._guarded(super().constant, operation, tensor)
+        self._guarded("constants", super().constant, operation, tensor)
 
     def gradient(self, operation: int, gradient: Tensor) -> None:
-        self._guarded(super().gradient, operation, gradient)
+        self._guarded("gradient", super().gradient, operation, gradient)
+
+
+class GuardedTracer(Tracer):
+    """A tracer whose own errors never reach the forward pass it watches: the first one is kept, and it sees no more."""
+
+    error: Exception | None = None
+    _outcome: tuple[Any, Exception | None] | None = None
+
+    def _run(self, func, args, kwargs) -> Any:
+        try:
+            result = super()._run(func, args, kwargs)
+        except Exception as error:
+            self._outcome = None, error
+            raise
+        self._outcome = result, None
+        return result
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if self.error is not None:
+            return func(*args, **(kwargs or {}))
+        self._outcome = None
+        try:
+            return super().__torch_function__(func, types, args, kwargs)
+        except Exception as error:
+            result, raised = self._outcome or (None, None)
+            if raised is error:
+                raise
+            self.error = error
+            return result if self._outcome is not None else func(*args, **(kwargs or {}))
+        finally:
+            self._outcome = None
 
 
 class Recording:
     """Traces and measures the model's next forward pass, the backward pass behind it, and the optimiser's step."""
 
-    def __init__(self, model: nn.Module, inputs: Any):
+    def __init__(self, model: nn.Module, inputs: Any, fuses: Fuses):
         self.graph: Graph | None = None
-        self.probes = GuardedProbes()
-        self._tracer = Tracer(model, self.probes)
+        self.probes = GuardedProbes(fuses)
+        self._tracer = GuardedTracer(model, self.probes)
         self._stack = ExitStack()
         self._before: dict[int, Tensor] = {}
         tensors = tensors_in(inputs)
         self._samples = len(tensors[0]) if tensors and tensors[0].ndim else 0
-        for number, tensor in enumerate(tensors):
-            self.probes.stage_output(NETWORK_INPUT - number, NETWORK_INPUT, tensor.detach())
+        with unseen():
+            for number, tensor in enumerate(tensors):
+                self.probes.stage_output(NETWORK_INPUT - number, NETWORK_INPUT, tensor.detach())
         self._stack.enter_context(self._tracer.of(model, inputs))
 
     def forward_done(self, output: Any) -> None:
-        """The forward pass has ended with `output`."""
+        """The forward pass has ended with `output`; raises what the tracer raised on the way."""
         self._stack.close()
-        self.graph = self._tracer.finish(output)
+        if self._tracer.error is not None:
+            raise self._tracer.error
+        with unseen():
+            self.graph = self._tracer.finish(output)
 
     def before_step(self) -> None:
         """The gradients are complete and the weights not yet changed."""
         weights = {stage: w for stage, w in self.probes.weights.items() if isinstance(w, nn.Parameter)}
-        self.probes.weight_gradients({id(w): w.grad for w in weights.values() if w.grad is not None})
+        with self.probes.probe("weight gradient"):
+            self.probes.weight_gradients({id(w): w.grad for w in weights.values() if w.grad is not None})
         self._before = {stage: w.detach().clone() for stage, w in weights.items()}
 
-    def after_step(self) -> tuple[Graph, Ledger]:
-        """The graph and ledger of the step; raises what a probe raised."""
-        for stage, before in self._before.items():
-            self.probes.values["update", stage] = mean_square(self.probes.weights[stage] - before)
+    def stepped(self) -> None:
+        """An optimiser has changed the weights."""
+        with self.probes.probe("update"):
+            for stage, before in self._before.items():
+                self.probes.values["update", stage] = mean_square(self.probes.weights[stage] - before)
+
+    def result(self) -> tuple[Graph, Ledger]:
+        """The graph and ledger of the step."""
         self.abandon()
-        if self.probes.error is not None:
-            raise self.probes.error
         if self.graph is None:
             raise RuntimeError("the forward pass of this step was not seen")
         readings = self.probes.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,10 @@ class WeightProbes(Observer):
     channels: dict[int, int] = field(default_factory=dict)
     weights: dict[int, Tensor] = field(default_factory=dict)
 
+    def probe(self, quantity: str) -> AbstractContextManager[Any]:
+        """Around the working out of a quantity, for those who want to know of its errors."""
+        return nullcontext()
+
     def layer(self, operation: Operation, weight: Tensor | None, bias: Tensor | None) -> None:
         self.channel_dims[operation.stage] = operation.channel_dim
         if weight is None:
@@ -32,10 +37,12 @@ class WeightProbes(Observer):
         self.weights[operation.stage] = weight
         groups = operation.settings.get("groups", 1)
         self.channels[operation.stage] = weight.shape[1] * groups if operation.name in ops.TRANSPOSED else len(weight)
-        self.values["weight", operation.stage] = statistics.mean_square(weight)
+        with self.probe("weight"):
+            self.values["weight", operation.stage] = statistics.mean_square(weight)
         if bias is not None:
-            self.values["bias", operation.stage] = statistics.mean_square(bias)
-            self.values["bias_mean", operation.stage] = bias.detach().float().mean()
+            with self.probe("bias"):
+                self.values["bias", operation.stage] = statistics.mean_square(bias)
+                self.values["bias_mean", operation.stage] = bias.detach().float().mean()
 
     def normalization(self, operation: Operation, scale: Tensor | None, shift: Tensor | None) -> None:
         for quantity, tensor in (("scale", scale), ("shift", shift)):
@@ -74,19 +81,27 @@ class Probes(WeightProbes):
             return
         with torch.no_grad():
             values = tensor.reshape(len(tensor), -1)  # a tensor of one number a sample has one unit
-            signals, offset = statistics.unit_signals(values if tensor.ndim < 2 else tensor)
-            self.values["signal", operation], self.values["offset", operation] = signals.mean(), offset
-            self.values["similarity", operation] = statistics.similarity(values)
-            if stage in self.channels:
-                channel_dim = max(self.channel_dims[stage] - 1, -1)  # the units have no dimension of samples
-                spread = statistics.relative_variance(signals, channel_dim, self.channels[stage])
-                self.values["spread", operation] = spread
-                if tensor.ndim > 2 and signals.shape[channel_dim] == self.channels[stage]:
-                    gaps = statistics.far_gaps(tensor if channel_dim == 0 else tensor.movedim(-1, 1))
-                    self.values["far", operation], self.values["far_across", operation] = gaps
-        self.units[operation] = values.shape[1]
+            self.units[operation] = values.shape[1]
+            with self.probe("signal"):
+                signals, offset = statistics.unit_signals(values if tensor.ndim < 2 else tensor)
+                self.values["signal", operation], self.values["offset", operation] = signals.mean(), offset
+                with self.probe("spread"):
+                    self._spread(operation, stage, tensor, signals)
+            with self.probe("similarity"):
+                self.values["similarity", operation] = statistics.similarity(values)
         if tensor.requires_grad:
             self.handles.append(tensor.register_hook(self._gradient_probe(operation)))
+
+    def _spread(self, operation: int, stage: int, tensor: Tensor, signals: Tensor) -> None:
+        """What theory has to know of the units and positions behind a layer."""
+        if stage not in self.channels:
+            return
+        channel_dim = max(self.channel_dims[stage] - 1, -1)  # the units have no dimension of samples
+        spread = statistics.relative_variance(signals, channel_dim, self.channels[stage])
+        self.values["spread", operation] = spread
+        if tensor.ndim > 2 and signals.shape[channel_dim] == self.channels[stage]:
+            gaps = statistics.far_gaps(tensor if channel_dim == 0 else tensor.movedim(-1, 1))
+            self.values["far", operation], self.values["far_across", operation] = gaps
 
     def _gradient_probe(self, operation: int):
         return lambda gradient: self.gradient(operation, gradient)
