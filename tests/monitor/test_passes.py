@@ -156,6 +156,25 @@ def test_forward_passes_that_wait_for_a_backward_pass_are_given_up_in_the_end():
     assert None not in {row.gradient for row in monitor.ledger.rows}
 
 
+def test_forward_passes_that_led_to_nothing_take_no_place_from_one_that_waits():
+    model = quiet(Chain)
+    monitor, optimizer = watched(model)
+    loss = loss_of(model, *blobs(32))
+    for _ in range(MOST + 5):
+        still_training(model)
+    loss.backward()
+    optimizer.step()
+    assert None not in {row.gradient for row in monitor.ledger.rows}
+
+
+def test_a_step_after_nothing_but_a_forward_pass_that_led_to_nothing_is_not_read():
+    model = quiet(Chain)
+    monitor, optimizer = watched(model)
+    still_training(model)
+    optimizer.step()
+    assert (monitor.ledger, monitor.step) == (None, 1)
+
+
 def test_a_waiting_pass_keeps_no_output_alive():
     model = quiet(Chain)
     monitor, _ = watched(model)
@@ -222,8 +241,8 @@ class Recursive(Chain):
     """Its forward calls the module itself."""
 
     def forward(self, x, again=True):
-        output = super().forward(x)
-        return output + self(x, again=False) if again else output
+        inner = self(x, again=False) if again else 0
+        return super().forward(x) + inner
 
 
 def test_a_model_that_calls_itself_is_one_pass():
@@ -311,6 +330,17 @@ def test_optimizers_that_take_turns_take_a_step_each():
         assert differences(reading.ledger, moved) == {}
     assert [r.ledger.row("a").update > 0 for r in monitor.history] == [True, False, True]
     assert [r.ledger.row("b").update > 0 for r in monitor.history] == [False, True, False]
+
+
+def test_an_optimizer_that_steps_twice_takes_two_steps():
+    model = quiet(Chain)
+    optimizers = halves(model)
+    monitor = gs.watch(model, optimizers, every=1)
+    loss_of(model, *blobs(32)).backward()
+    optimizers[0].step()
+    optimizers[0].step()
+    optimizers[1].step()
+    assert (monitor.step, steps_of(monitor)) == (2, [0])
 
 
 @pytest.mark.parametrize("wrong", [[], [1], "two"])

@@ -60,7 +60,7 @@ class GuardedProbes(Probes):
 
 
 class GuardedTracer(Tracer):
-    """A tracer whose own errors never reach the forward pass it watches: the first one is kept, and it sees no more."""
+    """A tracer whose own errors never reach the forward pass it watches: the first one is kept."""
 
     error: Exception | None = None
     _outcome: tuple[Any, Exception | None] | None = None
@@ -75,8 +75,6 @@ class GuardedTracer(Tracer):
         return result
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if self.error is not None:
-            return func(*args, **(kwargs or {}))
         self._outcome = None
         try:
             return super().__torch_function__(func, types, args, kwargs)
@@ -84,7 +82,7 @@ class GuardedTracer(Tracer):
             result, raised = self._outcome or (None, None)
             if raised is error:
                 raise
-            self.error = error
+            self.error = self.error or error
             return result if self._outcome is not None else func(*args, **(kwargs or {}))
         finally:
             self._outcome = None
