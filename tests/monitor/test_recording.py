@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from gainstage.monitor.fuses import Fuses
 from gainstage.monitor.recording import GuardedProbes, Recording
+from gainstage.monitor.scaling import Scaling
 from tests.networks import TwoInputs, deep
 from tests.tools import blobs, normal, quiet
 
@@ -18,7 +19,7 @@ def test_forward_backward_and_update_are_seen():
     recording.forward_done(output)
     F.cross_entropy(output, y).backward()
     before = model.hidden1.weight.detach().clone()
-    recording.before_step()
+    recording.before_step(optimizer, Scaling())
     optimizer.step()
     recording.stepped()
     graph, ledger = recording.result()
@@ -35,7 +36,7 @@ def test_a_second_input_is_measured_as_such():
     output = model(*x)
     recording.forward_done(output)
     F.cross_entropy(output, torch.arange(16) % 3).backward()
-    recording.before_step()
+    recording.before_step(optimizer, Scaling())
     optimizer.step()
     recording.stepped()
     _, ledger = recording.result()
@@ -54,8 +55,8 @@ def test_a_step_whose_forward_was_not_seen_says_so():
 def test_an_error_of_a_probe_is_told_and_leaves_the_others_alone():
     fuses = Fuses()
     probes = GuardedProbes(fuses)
-    probes.stage_output(0, 0, "no tensor")
+    probes.stage_output(0, 0, torch.eye(4).to_sparse())
     probes.stage_output(1, 1, normal(4, 3))
-    with pytest.warns(RuntimeWarning, match="AttributeError"):
+    with pytest.warns(RuntimeWarning, match="probe of outputs off"):
         fuses.tell()
     assert ("signal", 1) in probes.values

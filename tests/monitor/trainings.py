@@ -50,7 +50,8 @@ class Chain(nn.Module):
 
     def by_hand(self, x) -> dict[str, Tensor]:
         """Outputs of the stages, nothing in place."""
-        first = torch.tanh(F.linear(x, self.a.weight, self.a.bias))
+        self.before = F.linear(x, self.a.weight, self.a.bias)
+        first = torch.tanh(self.before)
         second = torch.relu(F.linear(first, self.b.weight, self.b.bias))
         return {"a": first, "b": second, "c": F.linear(second, self.c.weight, self.c.bias)}
 
@@ -69,7 +70,8 @@ class Skip(nn.Module):
         return self.c(branch)
 
     def by_hand(self, x) -> dict[str, Tensor]:
-        first = torch.tanh(F.linear(x, self.a.weight, self.a.bias))
+        self.before = F.linear(x, self.a.weight, self.a.bias)
+        first = torch.tanh(self.before)
         second = F.linear(first, self.b.weight, self.b.bias) + first
         return {"a": first, "b": second, "c": F.linear(second, self.c.weight, self.c.bias)}
 
@@ -164,7 +166,7 @@ def slow_levels(x: Tensor) -> dict[str, float]:
     return {"signal": math.sqrt(signal), "offset": math.sqrt(offset), "similarity": sum(pairs) / len(pairs)}
 
 
-def slow_rows(model: nn.Module, x: Tensor, outputs: dict[str, Tensor], take_step: Callable[[], Any]) -> Rows:
+def slow_rows(model: Chain | Skip, x: Tensor, outputs: dict[str, Tensor], take_step: Callable[[], Any]) -> Rows:
     """What the rows of a step should say: `outputs` of the stages on `x`, their gradients there; then `take_step()`."""
     weights = {name: getattr(model, name).weight for name in outputs}
     before = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -185,7 +187,7 @@ def slow_rows(model: nn.Module, x: Tensor, outputs: dict[str, Tensor], take_step
             "saturated": None,
         }
         source, behind = levels["signal"], gradient
-    rows["a"]["saturated"] = (outputs["a"].detach().float().abs() > math.tanh(FLAT)).double().mean().item()
+    rows["a"]["saturated"] = (model.before.detach().abs() > FLAT).double().mean().item()
     if isinstance(model, Chain):
         rows["b"]["dead"] = (outputs["b"] == 0).all(0).double().mean().item()
     return rows

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from gainstage.monitor.fuses import Fuses
 from gainstage.monitor.recording import Recording
+from gainstage.monitor.scaling import Scaling, overflow_in, scaling_of
 from gainstage.program import tensors_in
 
 MOST = 16  # passes that wait for their backward pass; older ones are given up
@@ -74,7 +77,11 @@ class Passes:
         self._running: Recording | None = None
         self._within = 0  # calls of the model inside its own forward pass
         self._passes: list[Pass] = []
-        self._stepping = self._settled = False
+        self._overflow: Tensor | None = None  # whether the last backward pass did
+        self._overflows: list[Tensor] = []  # of those that no step was taken from
+        self._stepping: Optimizer | None = None
+        self._settled = self._unscaled = False
+        self.skipped = 0
 
     def begin(self, inputs: Any) -> None:
         """The model's forward pass is about to run on `inputs`."""
@@ -108,33 +115,61 @@ class Passes:
         self._passes[-1].mark(output, self._reached)
 
     def _reached(self, latest: Pass) -> None:
-        """No pass in front of it is needed any more. The gradients of a closure may be cleared before the step is over: they
-        are read as soon as its backward pass is through."""
-        if latest not in self._passes:
-            return
-        self._drop(self._passes[: self._passes.index(latest)])
-        if self._stepping:
-            self._settled = True
-            torch.autograd.Variable._execution_engine.queue_callback(lambda: self._complete(latest))  # pyright: ignore
+        """No pass in front of it is needed any more."""
+        with self._fuses.guard("the choice of a pass"):
+            self._note_overflow()
+            self._drop(self._passes[: self._passes.index(latest)])
+            self._settled = self._stepping is not None
+            if self._stepping is None and not latest.recording.probes.in_half:
+                return
+            complete = partial(self._complete, latest.recording, self._stepping)
+            torch.autograd.Variable._execution_engine.queue_callback(complete)  # pyright: ignore
 
-    def _complete(self, latest: Pass) -> None:
+    def _complete(self, recording: Recording, stepping: Optimizer | None) -> None:
+        """The backward pass is through. What a closure may clear before its step is over, and the user before a step that
+        is skipped, is read now."""
         with self._fuses.guard("the reading of gradients"):
-            latest.recording.before_step()
+            if stepping is not None:
+                recording.before_step(stepping, Scaling())
+            if recording.probes.in_half:
+                self._overflow = overflow_in(self._model.parameters())
+
+    def _note_overflow(self) -> None:
+        """What overflowed in the last backward pass and is gone now: a step was skipped."""
+        if self._overflow is not None:
+            self._overflows.append(self._overflow - overflow_in(self._model.parameters()))
+            self._overflow = None
 
     def _drop(self, passes: list[Pass]) -> None:
         for each in passes:
             each.abandon()
             self._passes.remove(each)
 
-    def before_step(self) -> None:
+    def before_step(self, optimizer: Optimizer) -> None:
         """An optimiser is about to take the step."""
-        self._stepping = True
-        if (recording := self.chosen) is not None:
-            recording.before_step()
+        self._stepping = optimizer
+        recording = self.chosen
+        if recording is None:
+            return
+        scaling = scaling_of(optimizer)
+        if not self._unscaled:
+            recording.unscale(scaling.scale)
+            self._count_skipped(scaling)
+            self._unscaled = True
+        if scaling.skipped:
+            self.clear()
+        else:
+            recording.before_step(optimizer, scaling)
+
+    def _count_skipped(self, scaling: Scaling) -> None:
+        if scaling.scale != 1:
+            self.skipped += sum(map(int, self._overflows)) + scaling.skipped
+        self._overflows.clear()
+        self._overflow = None
 
     def stepped(self) -> None:
         """An optimiser has taken its step."""
-        self._stepping = False
+        self._stepping = None
         if (recording := self.chosen) is not None:
             recording.stepped()
 
@@ -148,10 +183,13 @@ class Passes:
     def clear(self) -> None:
         """The step is over: every hook comes off."""
         self._drop(list(self._passes))
+        self._overflow = None
+        self._overflows.clear()
         if self._running is not None:
             self._running.abandon()
         self._running, self._within = None, 0
-        self._stepping = self._settled = False
+        self._stepping = None
+        self._settled = self._unscaled = False
 
 
 def in_backward() -> bool:

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from gainstage.monitor.fuses import Fuses
+from gainstage.monitor.scaling import Scaling
 from gainstage.program import tensors_in
 from gainstage.signal import NETWORK_INPUT, Graph, Ledger, Operation
 from gainstage.signal.prediction import source_fields
@@ -29,6 +31,7 @@ class GuardedProbes(Probes):
     def __init__(self, fuses: Fuses):
         super().__init__()
         self._fuses = fuses
+        self.in_half = False  # of float16, which overflows
 
     def probe(self, quantity: str) -> AbstractContextManager[Any]:
         return self._fuses.guard(f"the probe of {quantity}")
@@ -38,6 +41,7 @@ class GuardedProbes(Probes):
             action(*arguments)
 
     def stage_output(self, operation: int, stage: int, tensor: Tensor) -> None:
+        self.in_half = self.in_half or tensor.dtype == torch.float16
         self._guarded("outputs", super().stage_output, operation, stage, tensor)
 
     def layer(self, operation: Operation, weight: Tensor | None, bias: Tensor | None) -> None:
@@ -112,12 +116,25 @@ class Recording:
         with unseen():
             self.graph = self._tracer.finish(output)
 
-    def before_step(self) -> None:
-        """The gradients are complete and the weights not yet changed."""
+    def unscale(self, scale: float) -> None:
+        """Take the scale of the loss out of the gradients that were read."""
+        for key, value in self.probes.values.items():
+            if key[0] == "gradient":
+                self.probes.values[key] = value / scale**2
+
+    def before_step(self, optimizer: Optimizer, scaling: Scaling) -> None:
+        """An optimiser is about to change weights: the gradients that it takes are complete. What others have taken before
+        it in this step is known already."""
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
         weights = {stage: w for stage, w in self.probes.weights.items() if isinstance(w, nn.Parameter)}
         with self.probes.probe("weight gradient"):
-            self.probes.weight_gradients({id(w): w.grad for w in weights.values() if w.grad is not None})
-        self._before = {stage: w.detach().clone() for stage, w in weights.items()}
+            for stage, weight in weights.items():
+                key = "weight_gradient", stage
+                if weight.grad is not None and (id(weight) in own or key not in self.probes.values):
+                    scale = scaling.left if id(weight) in own else scaling.scale
+                    self.probes.values[key] = mean_square(weight.grad) / scale**2
+        if not self._before:
+            self._before = {stage: w.detach().clone() for stage, w in weights.items()}
 
     def stepped(self) -> None:
         """An optimiser has changed the weights."""

@@ -124,6 +124,11 @@ class Monitor:
         """Measured share of the training time that watching took."""
         return self.sampler.overhead
 
+    @property
+    def skipped(self) -> int:
+        """Backward passes of measured steps whose gradient overflowed, so that a GradScaler took no step from them."""
+        return self._passes.skipped
+
     def close(self) -> None:
         """Take every hook off; what was measured stays. May be called twice, and from inside a callback."""
         if self._stepped and not self._closed:
@@ -167,8 +172,7 @@ class Monitor:
     def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         if id(optimizer) in self._stepped:  # once more, without a forward pass in between
             self._finish_step()
-        if not self._stepped:
-            self._guarded(self._passes.before_step)
+        self._guarded(lambda: self._passes.before_step(optimizer))
 
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         if self._closed:
