@@ -21,6 +21,7 @@ from tests.monitor.trainings import (
     differences,
     loss_of,
     measured,
+    rms,
     same_bits,
     slow_rows,
     steps_of,
@@ -164,6 +165,29 @@ def test_two_optimizers_may_share_a_scaler(order):
     assert differences(monitor.ledger, measured(plain.ledger), rel=1e-6) == {}
 
 
+def test_gradients_that_no_optimizer_takes_are_unscaled_as_well():
+    model, twin = quiet(Chain), quiet(Chain)
+    optimizer, slow = halves(model)[1], halves(twin)[1]
+    monitor, plain = gs.watch(model, optimizer, every=1), gs.watch(twin, slow, every=1)
+    scaled_step(model, optimizer, GradScaler("cpu", init_scale=1024.0), blobs(32), dtype=None)
+    train(twin, slow, 1, blobs(32))
+    assert differences(monitor.ledger, measured(plain.ledger), rel=1e-6) == {}
+    assert monitor.ledger.row("a").weight_gradient > 0
+
+
+def test_gradients_are_told_as_their_own_optimizer_takes_them():
+    model = quiet(Chain)
+    first, second = halves(model)
+    monitor, scaler = gs.watch(model, [first, second], every=1), GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(loss_of(model, *blobs(32))).backward()
+    scaler.step(first)
+    scaler.unscale_(second)
+    nn.utils.clip_grad_norm_(model.b.parameters(), 1e-3)  # after the first one's step
+    clipped = rms(model.b.weight.grad)
+    scaler.step(second)
+    assert monitor.ledger.row("b").weight_gradient == pytest.approx(clipped, rel=1e-5)
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_a_step_skipped_for_an_overflow_is_counted_and_not_read(make, parts):
@@ -188,9 +212,11 @@ def test_a_step_skipped_for_an_overflow_is_counted_and_not_read(make, parts):
 def test_a_gradient_that_is_not_finite_without_a_scaler_is_no_skipped_step():
     model = quiet(Chain)
     monitor, optimizer = watched(model)
-    (loss_of(model, *blobs(32)) * float("inf")).backward()
-    optimizer.zero_grad()
-    loss_of(model, *blobs(32)).backward()
+    for factor in (float("inf"), 1.0):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = loss_of(model, *blobs(32))
+        (loss * factor).backward()
     optimizer.step()
     assert (monitor.skipped, steps_of(monitor)) == (0, [0])
 

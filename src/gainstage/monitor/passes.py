@@ -87,7 +87,7 @@ class Passes:
         """The model's forward pass is about to run on `inputs`."""
         if self._running is not None:
             self._within += 1
-        elif not self._settled and not in_backward():
+        elif not self._settled and not (self._passes and in_backward()):  # the first may be all that there is
             self._running = Recording(self._model, inputs, self._fuses)
 
     def end(self, output: Any) -> None:

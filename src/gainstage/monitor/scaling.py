@@ -26,7 +26,7 @@ class Scaling:
 def scaling_of(optimizer: Optimizer) -> Scaling:
     """The scaling of the step that `optimizer` is about to take; to be called from within that step."""
     scaler = _scaler_above(sys._getframe(1))
-    if scaler is None or not scaler.is_enabled():
+    if scaler is None:
         return Scaling()
     left, overflow = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
     return Scaling(scaler.get_scale(), 1.0 if left is None else float(left), bool(overflow))
