@@ -6,21 +6,25 @@ from itertools import pairwise
 import torch
 from torch.nn import functional as F
 
+from gainstage.monitor.fuses import Fuses
 from gainstage.monitor.reading import MOST, Measured, remember
 from gainstage.monitor.recording import Recording
+from gainstage.monitor.scaling import Scaling
 from tests.networks import deep
 from tests.tools import blobs
 
 
 def measured(seed=0):
     model, (x, y) = deep(2, "tanh"), blobs(32, seed=seed)
-    recording = Recording(model, ((x,), {}))
+    recording = Recording(model, ((x,), {}), Fuses())
     output = model(x)
     recording.forward_done(output)
     F.cross_entropy(output, y).backward()
-    recording.before_step()
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
-    return recording.after_step()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recording.before_step(optimizer, Scaling())
+    optimizer.step()
+    recording.stepped()
+    return recording.result()
 
 
 def test_a_ledger_without_theory_has_the_same_measured_columns():

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from gainstage.monitor.fuses import Fuses
 from gainstage.monitor.recording import MOST_READ, GuardedProbes, Recording
+from gainstage.monitor.scaling import Scaling
 from tests.networks import TwoInputs, deep
 from tests.tools import blobs, normal, quiet
 
@@ -12,14 +14,15 @@ from tests.tools import blobs, normal, quiet
 def test_forward_backward_and_update_are_seen():
     model, (x, y) = deep(2, "tanh"), blobs()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    recording = Recording(model, ((x,), {}))
+    recording = Recording(model, ((x,), {}), Fuses())
     output = model(x)
     recording.forward_done(output)
     F.cross_entropy(output, y).backward()
     before = model.hidden1.weight.detach().clone()
-    recording.before_step()
+    recording.before_step(optimizer, Scaling())
     optimizer.step()
-    ledger = recording.after_step().ledger(theory=True)
+    recording.stepped()
+    ledger = recording.result().ledger(theory=True)
     change = (model.hidden1.weight.detach() - before).norm() / before.norm()
     assert len(recording.graph.stages) == len(ledger) == 3
     assert ledger.samples == 256
@@ -29,42 +32,45 @@ def test_forward_backward_and_update_are_seen():
 def test_a_second_input_is_measured_as_such():
     model, x = quiet(TwoInputs), (normal(16, 20), 5 * normal(16, 12, seed=1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    recording = Recording(model, (x, {}))
+    recording = Recording(model, (x, {}), Fuses())
     output = model(*x)
     recording.forward_done(output)
     F.cross_entropy(output, torch.arange(16) % 3).backward()
-    recording.before_step()
+    recording.before_step(optimizer, Scaling())
     optimizer.step()
-    ledger = recording.after_step().ledger(theory=True)
+    recording.stepped()
+    ledger = recording.result().ledger(theory=True)
     assert ledger.row("right").gain == pytest.approx(
         ledger.row("right").signal / float(x[1].var(0).mean().sqrt()), rel=1e-4
     )
     assert ledger.row("right").expected_gain > 0
 
 
-def test_a_step_whose_forward_was_not_seen_has_no_reading():
-    recording = Recording(deep(1, "relu"), ((normal(4, 20),), {}))
-    assert recording.after_step() is None
+def test_a_step_whose_forward_was_not_seen_says_so():
+    recording = Recording(deep(1, "relu"), ((normal(4, 20),), {}), Fuses())
+    with pytest.raises(RuntimeError, match="was not seen"):
+        recording.result()
 
 
 def run(recording, model, x, y):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     output = model(x)
-    recording.forward_done(output)
+    seen = recording.forward_done(output)
     F.cross_entropy(output, y).backward()
-    recording.before_step()
+    recording.before_step(optimizer, Scaling())
     optimizer.step()
+    recording.stepped()
     optimizer.zero_grad()
-    return recording.after_step()
+    return recording.result() if seen else None
 
 
 def test_a_step_by_the_script_of_an_earlier_one_reads_the_same():
     model, twin, (x, y) = deep(3, "tanh"), deep(3, "tanh"), blobs(32)
-    first = Recording(model, ((x,), {}))
+    first = Recording(model, ((x,), {}), Fuses())
     run(first, model, x, y)
-    run(Recording(twin, ((x,), {})), twin, x, y)
-    by_script = run(Recording(model, ((x,), {}), first.script), model, x, y)
-    traced = run(Recording(twin, ((x,), {})), twin, x, y)
+    run(Recording(twin, ((x,), {}), Fuses()), twin, x, y)
+    by_script = run(Recording(model, ((x,), {}), Fuses(), first.script), model, x, y)
+    traced = run(Recording(twin, ((x,), {}), Fuses()), twin, x, y)
     assert by_script.readings == pytest.approx(traced.readings, rel=1e-6)
     assert by_script.units == traced.units
     assert by_script.graph is first.graph
@@ -72,13 +78,13 @@ def test_a_step_by_the_script_of_an_earlier_one_reads_the_same():
 
 def test_a_script_that_does_not_fit_is_let_go():
     model, (x, y) = deep(1, "tanh"), blobs(32)
-    first = Recording(model, ((x,), {}))
+    first = Recording(model, ((x,), {}), Fuses())
     run(first, model, x, y)
-    shorter = Recording(model, ((x[:8],), {}), first.script)
+    shorter = Recording(model, ((x[:8],), {}), Fuses(), first.script)
     assert run(shorter, model, x[:8], y[:8]).samples == 8
     assert shorter.script is not first.script
     model.activation1 = torch.nn.ReLU()
-    other = Recording(model, ((x,), {}), first.script)
+    other = Recording(model, ((x,), {}), Fuses(), first.script)
     assert run(other, model, x, y) is None
     assert other.script is None
 
@@ -86,18 +92,19 @@ def test_a_script_that_does_not_fit_is_let_go():
 def test_the_update_of_a_large_weight_is_read_off_some_of_its_rows():
     model, (x, y) = deep(1, "tanh", width=2048), blobs(32)
     before = model.hidden1.weight.detach().clone()
-    measured = run(Recording(model, ((x,), {})), model, x, y)
+    measured = run(Recording(model, ((x,), {}), Fuses()), model, x, y)
     assert before.numel() > MOST_READ
     rows = slice(None, None, 2)
     change = (model.hidden1.weight.detach() - before)[rows].double().square().mean()
     assert measured.readings["update", 0] == pytest.approx(float(change), rel=1e-4)
 
 
-def test_the_first_error_of_a_probe_is_kept_and_silences_the_rest():
-    probes = GuardedProbes()
-    probes.stage_output(0, 0, "no tensor")
-    first = probes.error
+def test_an_error_of_a_probe_is_told_and_leaves_the_others_alone():
+    fuses = Fuses()
+    probes = GuardedProbes(fuses)
+    probes.stage_output(0, 0, torch.eye(4).to_sparse())
     probes.stage_output(1, 1, normal(4, 3))
-    assert isinstance(first, AttributeError)
-    assert probes.error is first
-    assert probes.read() == {}
+    values = probes.read()
+    with pytest.warns(RuntimeWarning, match="switched the probe of .* off"):
+        fuses.tell()
+    assert ("signal", 1) in values

@@ -1,4 +1,4 @@
-"""When to measure and when to judge: dense at first, then within the budget; all times come from a clock that the tests move by hand."""
+"""When to measure and when to judge: dense at first, then within the budget; the tests move the clock by hand."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_interval_spreads_the_cost_over_the_share(share, cost, interval):
     schedule.costs.append(cost)
     assert schedule.interval(1.0) == interval
     schedule.done(100, 1.0)
-    assert [step for step in range(100, 120) if schedule.due(step)][0] == 100 + interval
+    assert next(step for step in range(100, 120) if schedule.due(step)) == 100 + interval
 
 
 def test_before_its_cost_is_known_the_interval_is_a_guess():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gainstage.errors import BadInput
+from gainstage.monitor.fuses import Fuses
+from gainstage.monitor.passes import Passes, in_backward
 from gainstage.monitor.reading import Reading, remember
 from gainstage.monitor.recording import Recording
 from gainstage.monitor.sampling import Sampler
@@ -19,12 +21,13 @@ from gainstage.monitor.store import RunStore
 from gainstage.optimizers import check_trains
 from gainstage.rules import Context, Finding, choose, flatten, run_rules
 from gainstage.signal import Ledger
-from gainstage.signal.replay import Script
+
+FAILURES = 3  # in a row, of what no probe of its own does; then the monitor stops
 
 
 def watch(
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizer | Sequence[Optimizer],
     *,
     every: int | None = None,
     budget: float = 0.01,
@@ -34,18 +37,25 @@ def watch(
 ) -> Monitor:
     """Measure `model` while the user's own loop trains it; the loop stays as it is.
 
-    every: measure each so many optimiser steps; None adapts the interval to `budget`, the share of the time that
-    measuring may take. log: called with a dictionary of numbers for each measured step. on_finding: called once for each
-    new finding. folder: readings and findings go to folder/run.sqlite.
-    Returns a Monitor, also a context manager. Raises BadInput for arguments that cannot be used; an error while
-    measuring switches the monitor off with one warning and never stops the training.
+    optimizer: what trains the model; a list of several, of which each may train a part. every: measure each so many
+    optimiser steps; None adapts the interval to `budget`, the share of the time that measuring may take. log: called with
+    a dictionary of numbers for each measured step. on_finding: called once for each new finding. folder: readings and
+    findings go to folder/run.sqlite.
+
+    A step is read from the last forward pass (in training mode, with gradients) that a backward pass reached: of several
+    micro-batches from the last, its gradient as it came, and the weights' gradients as they had added up when the optimiser
+    took them. Where the optimiser's step calls a closure, it is read from the closure's first call. Several optimisers that
+    step without a forward pass in between take one step together.
+
+    Returns a Monitor, also a context manager. Raises BadInput for arguments that cannot be used. No error while measuring
+    stops the training: a probe or callback that raises is switched off with one warning.
     """
     sampler = Sampler(every, budget)
-    _check_arguments(model, optimizer, log, on_finding)
+    optimizers = _check_arguments(model, optimizer, log, on_finding)
     previous = _watching(model)
     if previous is not None:
         previous.close()
-    return Monitor(model, optimizer, sampler, log, on_finding, open_store(folder))
+    return Monitor(model, optimizers, sampler, log, on_finding, open_store(folder))
 
 
 def open_store(folder: str | Path | None) -> RunStore | None:
@@ -53,13 +63,17 @@ def open_store(folder: str | Path | None) -> RunStore | None:
     return None if folder is None else RunStore(folder)
 
 
-def _check_arguments(model: Any, optimizer: Any, log: Any, on_finding: Any) -> None:
-    if not isinstance(model, nn.Module) or not isinstance(optimizer, Optimizer):
+def _check_arguments(model: Any, optimizer: Any, log: Any, on_finding: Any) -> list[Optimizer]:
+    optimizers = list(dict.fromkeys(optimizer)) if isinstance(optimizer, (list, tuple)) else [optimizer]
+    wrong = not optimizers or not all(isinstance(each, Optimizer) for each in optimizers)
+    if not isinstance(model, nn.Module) or wrong:
         raise BadInput("watch(model, optimizer) needs a torch.nn.Module and a torch.optim.Optimizer on its parameters")
     for name, value in (("log", log), ("on_finding", on_finding)):
         if value is not None and not callable(value):
             raise BadInput(f"{name} must be callable, got a {type(value).__name__}")
-    check_trains(optimizer, model)
+    for each in optimizers:
+        check_trains(each, model)
+    return optimizers
 
 
 class Monitor:
@@ -68,7 +82,7 @@ class Monitor:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizers: Sequence[Optimizer],
         sampler: Sampler,
         log,
         on_finding,
@@ -79,15 +93,18 @@ class Monitor:
         self.step = 0
         self.history: list[Reading] = []
         self.findings: list[Finding] = []
-        self._recording: Recording | None = None
-        self._script: Script | None = None
+        self._fuses = Fuses()
+        self._passes = Passes(model, self._fuses)
+        self._failures = 0  # in a row
+        self._optimizers, self._stepped = len(optimizers), set[int]()
         self._closed = self._in_hook = False
         self._handles = [
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             model.register_forward_hook(self._after_forward, always_call=True),
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
         ]
+        for optimizer in optimizers:
+            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+            self._handles.append(optimizer.register_step_post_hook(self._after_step))
 
     @property
     def ledger(self) -> Ledger | None:
@@ -99,12 +116,17 @@ class Monitor:
         """Measured share of the training time that watching took."""
         return self.sampler.overhead
 
+    @property
+    def skipped(self) -> int:
+        """Backward passes of measured steps whose gradient overflowed, so that a GradScaler took no step from them."""
+        return self._passes.skipped
+
     def close(self) -> None:
         """Take every hook off; what was measured stays. May be called twice, and from inside a callback."""
+        if self._stepped and not self._closed:
+            self._finish_step()
         self._closed = True
-        if self._recording is not None:
-            self._recording.abandon()
-            self._recording = None
+        self._passes.clear()
         if self.store is not None:
             self.store.close()
             self.store = None
@@ -129,84 +151,92 @@ class Monitor:
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._closed:
             self.close()
-            return
-        wanted = module is self.model and module.training and torch.is_grad_enabled()
-        if wanted and self._recording is None and self.sampler.due(self.step):
-            script = None if self.sampler.judges(self.step) else self._script
-            self._recording = self._guarded(lambda: Recording(self.model, (args, kwargs), script))
+        elif module is self.model and module.training and torch.is_grad_enabled():
+            if self._stepped and not in_backward():
+                self._finish_step()
+            if self.sampler.due(self.step):
+                anew = self.sampler.judges(self.step)
+                self._guarded(lambda: self._passes.begin((args, kwargs), anew))
 
     def _after_forward(self, module: nn.Module, _inputs: Any, output: Any) -> None:
-        recording = self._recording
-        if module is not self.model or recording is None or recording.graph is not None:
+        if module is self.model:
+            self._guarded(lambda: self._passes.end(output))
+
+    def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        if id(optimizer) in self._stepped:  # once more, without a forward pass in between
+            self._finish_step()
+        self._guarded(lambda: self._passes.before_step(optimizer))
+
+    def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        if self._closed:
             return
-        if output is None:  # the user's forward raised
-            recording.abandon()
-            self._recording = None
-        else:
-            self._guarded(lambda: recording.forward_done(output))
+        self._guarded(self._passes.stepped)
+        self._stepped.add(id(optimizer))
+        if len(self._stepped) == self._optimizers:
+            self._finish_step()
 
-    def _before_step(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        if self._recording is not None:
-            self._guarded(self._recording.before_step)
-
-    def _after_step(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        if not self._closed:
-            recording, self._recording = self._recording, None
-            self._guarded(lambda: self._finish_step(recording))
-
-    def _finish_step(self, recording: Recording | None) -> None:
-        measured = None if recording is None else self._take(recording)
-        judged = measured is not None and self.sampler.judges(self.step)
-        if measured is not None and judged:
-            self._judge(measured)
-        self.sampler.stepped(self.step, recording is not None, judged)
+    def _finish_step(self) -> None:
+        """All optimisers have taken their step; or those that were to, for a new forward pass begins."""
+        recording = self._passes.chosen
+        self._stepped.clear()
+        reading = None if recording is None else self._guarded(lambda: self._take(recording))
+        self._guarded(self._passes.clear)
+        judged = reading is not None and self.sampler.judges(self.step)
+        known = len(self.findings)
+        if judged:
+            self._fuses.run("the rules", self._judge, reading)
+        self.sampler.stepped(self.step, reading is not None, judged)
+        if len(self.findings) > known:
+            self.sampler.found(self.step)
         self.step += 1
+        self._fuses.tell()
 
     def _guarded(self, action: Callable[[], Any]) -> Any:
-        """An error of ours never stops a training: the monitor switches itself off with one warning."""
-        self._in_hook = True
+        """An error of ours never stops a training: it costs the reading of this step, and after three in a row the monitor
+        switches itself off with one warning."""
+        was, self._in_hook = self._in_hook, True
         try:
             return action()
         except Exception as error:
-            self.close()
-            warnings.warn(f"gainstage stopped watching: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=3)
+            self._passes.clear()
+            self._failures += 1
+            if self._failures == FAILURES:
+                self.close()
+                warnings.warn(
+                    f"gainstage stopped watching: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=3
+                )
             return None
         finally:
-            self._in_hook = False
+            self._in_hook = was
 
-    def _take(self, recording: Recording) -> Reading | None:
-        measured = recording.after_step()
-        self._script = recording.script
-        if measured is None:
-            return None
-        reading = remember(self.history, self.step, measured)
+    def _take(self, recording: Recording) -> Reading:
+        reading = remember(self.history, self.step, recording.result())
         if self.log is not None or self.store is not None:
-            self._write(measured.ledger(theory=False))
+            self._write(reading.measured.ledger(theory=False))
+        self._failures = 0
         return reading
 
     def _write(self, ledger: Ledger) -> None:
         if self.log is not None:
-            self.log(_scalars(self.step, ledger))
+            self._fuses.run("log", self.log, _scalars(self.step, ledger))
         if self.store is not None:
-            self.store.add_readings(self.step, ledger.records())
+            self._fuses.run("the run folder", self.store.add_readings, self.step, ledger.records())
 
     def _judge(self, reading: Reading) -> None:
-        """Let the rules look at a step."""
+        """Let the rules look at a step; static ones at the first alone, when nothing has been learned yet."""
         seen = {finding.code for finding in flatten(self.findings)}
         rules = [rule for rule in choose() if rule.depth != "static" or self.step == 0]
         context = Context(self.model, reading.measured.graph, reading.ledger)
-        found = [finding for finding in run_rules(rules, context, "run") if finding.code not in seen]
-        for finding in found:
-            self._announce(finding)
-        if found:
-            self.sampler.found(self.step)
+        for finding in run_rules(rules, context, "run"):
+            if finding.code not in seen:
+                self._announce(finding)
 
     def _announce(self, finding: Finding) -> None:
         self.findings.append(finding)
         if self.store is not None:
-            self.store.add_finding(self.step, finding)
+            self._fuses.run("the run folder", self.store.add_finding, self.step, finding)
         if self.on_finding is not None:
-            self.on_finding(finding)
+            self._fuses.run("on_finding", self.on_finding, finding)
 
 
 class _Detached:

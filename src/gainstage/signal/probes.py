@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,10 @@ class WeightProbes(Observer):
     weights: dict[int, Tensor] = field(default_factory=dict)
     vectors: dict[str, dict[int, Tensor]] = field(default_factory=lambda: {"bias": {}, "scale": {}, "shift": {}})
 
+    def probe(self, quantity: str) -> AbstractContextManager[Any]:
+        """Around the working out of a quantity, for those who want to know of its errors."""
+        return nullcontext()
+
     def layer(self, operation: Operation, weight: Tensor | None, bias: Tensor | None) -> None:
         self.channel_dims[operation.stage] = operation.channel_dim
         if weight is None:
@@ -59,13 +64,14 @@ class WeightProbes(Observer):
 
     def read_weights(self) -> None:
         """Read the sizes of all weights that the pass used, as they are now."""
-        for places, tensors in _by_device({stage: self.rows(weight) for stage, weight in self.weights.items()}):
-            self.values.add("weight", places, statistics.mean_squares(tensors))
+        with self.probe("weight"):
+            self._add_powers("weight", {stage: self.rows(weight) for stage, weight in self.weights.items()})
         for quantity, vectors in self.vectors.items():
-            for places, tensors in _by_shape(vectors):
-                stack = torch.stack(tensors).detach().float().flatten(1)
-                self.values.add(quantity, places, stack.square().mean(1))
-                self.values.add(f"{quantity}_mean", places, stack.mean(1))
+            with self.probe(quantity):
+                for places, tensors in _grouped(vectors, lambda tensor: (tensor.shape, tensor.device)):
+                    stack = torch.stack(tensors).detach().float().flatten(1)
+                    self.values.add(quantity, places, stack.square().mean(1))
+                    self.values.add(f"{quantity}_mean", places, stack.mean(1))
 
     def rows(self, weight: Tensor) -> Tensor:
         """Those rows of a weight, or of its gradient, that are read."""
@@ -79,16 +85,14 @@ class WeightProbes(Observer):
     def _add(self, quantity: str, place: int, value: Tensor) -> None:
         self.values.add(quantity, (place,), value.reshape(1))
 
-
-def _by_device(tensors: Mapping[int, Tensor]) -> list[tuple[list[int], list[Tensor]]]:
-    return _grouped(tensors, lambda tensor: tensor.device)
-
-
-def _by_shape(tensors: Mapping[int, Tensor]) -> list[tuple[list[int], list[Tensor]]]:
-    return _grouped(tensors, lambda tensor: (tensor.shape, tensor.device))
+    def _add_powers(self, quantity: str, tensors: Mapping[int, Tensor], scale: float = 1.0) -> None:
+        """Mean squares of tensors that were multiplied by `scale`."""
+        for places, members in _grouped(tensors, lambda tensor: tensor.device):
+            powers = statistics.mean_squares(members)
+            self.values.add(quantity, places, powers if scale == 1 else powers / scale**2)
 
 
-def _grouped(tensors: Mapping[int, Tensor], key) -> list[tuple[list[int], list[Tensor]]]:
+def _grouped(tensors: Mapping[int, Tensor], key: Callable[[Tensor], Any]) -> list[tuple[list[int], list[Tensor]]]:
     groups: dict[Any, tuple[list[int], list[Tensor]]] = {}
     for place, tensor in tensors.items():
         places, members = groups.setdefault(key(tensor), ([], []))
@@ -121,13 +125,13 @@ class Probes(WeightProbes):
             self.handles.append(tensor.register_hook(self._gradient_probe(operation)))
 
     def _read_outputs(self, places: Sequence[int], stack: Stack) -> None:
-        for quantity in ("signal", "offset", "similarity"):
-            self.values.add(quantity, places, getattr(stack, quantity))
-        if stack.channels is not None:
-            self.values.add("spread", places, stack.spread)
+        for quantity in ("signal", "offset", "similarity", *(["spread"] if stack.channels else [])):
+            with self.probe(quantity):
+                self.values.add(quantity, places, getattr(stack, quantity))
         if stack.has_positions:
-            for quantity, gaps in zip(("far", "far_across"), stack.far_gaps, strict=True):
-                self.values.add(quantity, places, gaps)
+            with self.probe("positions"):
+                for quantity, gaps in zip(("far", "far_across"), stack.far_gaps, strict=True):
+                    self.values.add(quantity, places, gaps)
 
     def _gradient_probe(self, operation: int):
         return lambda gradient: self.gradient(operation, gradient)
@@ -140,9 +144,9 @@ class Probes(WeightProbes):
             self._read_gradients()
 
     def _read_gradients(self) -> None:
-        for places, gradients in _by_device(self._gradients):
-            self.values.add("gradient", places, statistics.mean_squares(gradients))
-        self._gradients, self._elements = {}, 0
+        gradients, self._gradients, self._elements = self._gradients, {}, 0
+        with self.probe("gradient"):
+            self._add_powers("gradient", gradients)
 
     def activation(self, operation: Operation, before: Tensor) -> None:
         if operation.activation is not None and operation.activation.saturates:
@@ -154,16 +158,14 @@ class Probes(WeightProbes):
             channel_dim = self.channel_dims.get(operation.stage, -1)
             self._add("dead", operation.stage, statistics.dead_share(after, channel_dim))
 
-    def weight_gradients(self, gradients: Mapping[int, Tensor]) -> None:
-        """Take in the gradients of the layers' weights, keyed by the weights' identity."""
+    def weight_gradients(self, gradients: Mapping[int, Tensor], scale: float = 1.0) -> None:
+        """Take in the gradients of the layers' weights, multiplied by `scale`, keyed by the weights' identity."""
         found = {stage: self.rows(gradients[id(w)]) for stage, w in self.weights.items() if id(w) in gradients}
-        for stages, members in _by_device(found):
-            self.values.add("weight_gradient", stages, statistics.mean_squares(members))
+        self._add_powers("weight_gradient", found, scale)
 
-    def updates(self, stages: Sequence[int], changes: Sequence[Tensor]) -> None:
+    def updates(self, changes: Mapping[int, Tensor]) -> None:
         """Take in how the rows of the layers' weights were changed by a step."""
-        for places, members in _by_device(dict(zip(stages, changes, strict=True))):
-            self.values.add("update", places, statistics.mean_squares(members))
+        self._add_powers("update", changes)
 
     def read(self) -> dict[Key, float]:
         self._outputs.flush()

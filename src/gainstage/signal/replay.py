@@ -68,8 +68,11 @@ def outputs_in(result: Any, masks: bool) -> list[Tensor]:
 class Replay(TorchFunctionMode):
     """Tells an observer of a pass what a trace would tell it, as long as the pass makes the calls of the script.
 
-    Use as `with replay: output = model(x)`; then `replay.followed` says whether it did, from the first to the last.
+    Use as `with replay: output = model(x)`; then `replay.followed` says whether it did, from the first to the last. An error
+    of the telling ends it, is kept in `error`, and does not reach the pass.
     """
+
+    error: Exception | None = None
 
     def __init__(self, script: Script, observer: Observer):
         super().__init__()
@@ -84,7 +87,7 @@ class Replay(TorchFunctionMode):
     @property
     def followed(self) -> bool:
         """True when the pass made the calls of the script, and all of them."""
-        return not self._lost and self._position == len(self._calls)
+        return not self._lost and self.error is None and self._position == len(self._calls)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -100,17 +103,26 @@ class Replay(TorchFunctionMode):
         return self._observed(call, func, args, kwargs)
 
     def _observed(self, call: Call, func, args, kwargs) -> Any:
-        operation = call.operation
-        assert operation is not None
-        self._tell_before(call, operation, args, kwargs)
+        self._guarded(self._tell_before, call, args, kwargs)
         result = func(*args, **kwargs)
-        if operation.kind == "activation" or call.leaving:
-            outputs = outputs_in(args[0] if operation.name == "setitem" else result, call.masks)
-            if operation.kind == "activation":
-                self._observer.activated(operation, outputs[0])
-            for number in call.leaving:
-                self._observer.stage_output(operation.index, operation.stage, outputs[number])
+        self._guarded(self._tell_after, call, args, result)
         return result
+
+    def _guarded(self, tell: Callable[..., None], call: Call, *given: Any) -> None:
+        if self.error is None:
+            try:
+                tell(call, call.operation, *given)
+            except Exception as error:
+                self.error = error
+
+    def _tell_after(self, call: Call, operation: Operation, args, result: Any) -> None:
+        if operation.kind != "activation" and not call.leaving:
+            return
+        outputs = outputs_in(args[0] if operation.name == "setitem" else result, call.masks)
+        if operation.kind == "activation":
+            self._observer.activated(operation, outputs[0])
+        for number in call.leaving:
+            self._observer.stage_output(operation.index, operation.stage, outputs[number])
 
     def _tell_before(self, call: Call, operation: Operation, args, kwargs) -> None:
         if operation.kind in ("layer", "normalization") and call.weights is None:

@@ -170,7 +170,7 @@ def mean_squares(tensors: Sequence[Tensor]) -> Tensor:
     """Mean of x^2 of each tensor, (tensors,); they lie on one device."""
     if any(type(t) not in (Tensor, torch.nn.Parameter) or t.dtype != torch.float32 for t in tensors):
         return torch.stack([mean_square(t) for t in tensors])
-    norms = torch._foreach_norm([t.detach() for t in tensors])  # one call, as torch's own clip_grad_norm_
+    norms = torch._foreach_norm([t.detach() for t in tensors])  # pyright: ignore  (one call, as in clip_grad_norm_)
     return torch.stack(norms).square() / norms[0].new_tensor([t.numel() for t in tensors])
 
 

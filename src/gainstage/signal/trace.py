@@ -92,23 +92,27 @@ class Tracer(TorchFunctionMode):
         if not self.in_loss:
             self._calls_made.append(Call(func))
         if ops.is_silent(name) or not tensors:
-            return self._silent(name, tensors, func(*args, **kwargs))
+            return self._silent(name, tensors, self._run(func, args, kwargs))
         if self.in_loss:
             self.loss_operations.append(name)
-            return func(*args, **kwargs)
+            return self._run(func, args, kwargs)
         return self._record(name, tensors, func, args, kwargs)
+
+    def _run(self, func, args, kwargs) -> Any:
+        """The user's operation itself: what fails in here is not the tracer's."""
+        return func(*args, **kwargs)
 
     def _record(self, name: str, tensors: Sequence[Tensor], func, args, kwargs) -> Any:
         data, parameters = self._signals_in(tensors), self._parameters_of(tensors)
         if not data:
-            result = func(*args, **kwargs)
+            result = self._run(func, args, kwargs)
             self._note_derived(result, parameters)
             return result
         operation = self._open(name, data, parameters, args, kwargs)
         operation = self._with_call(operation, func, data, args, kwargs)
         call = self._tell_before(operation, data, tensors, args, kwargs)
         place = len(self._calls_made) - 1  # functions that this one calls come behind
-        result = func(*args, **kwargs)
+        result = self._run(func, args, kwargs)
         masks = ops.is_elementwise(operation.kind) and any(t.is_floating_point() or t.dtype == torch.bool for t in data)
         made = args[0] if name == "setitem" else result  # x[mask] = value puts out nothing and changes x
         outputs = outputs_in(made, masks)

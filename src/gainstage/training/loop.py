@@ -69,7 +69,7 @@ def fit(
         torch_optimizer = program.make_optimizer()
         store = open_store(folder)
         # a monitor of its own: watch() would take the place of one that the user has on this model
-        monitor = Monitor(program.model, torch_optimizer, Sampler(budget=budget), None, None, store)
+        monitor = Monitor(program.model, [torch_optimizer], Sampler(budget=budget), None, None, store)
         stack.enter_context(monitor)
         report = stack.enter_context(reporting(count, progress, label))
         loop = _Loop(program, torch_optimizer, schedule and schedule(torch_optimizer), store, settings)
