@@ -1,5 +1,7 @@
 """One step under observation."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -89,14 +91,23 @@ def test_a_script_that_does_not_fit_is_let_go():
     assert other.script is None
 
 
-def test_the_update_of_a_large_weight_is_read_off_some_of_its_rows():
-    model, (x, y) = deep(1, "tanh", width=2048), blobs(32)
+def test_by_a_script_large_tensors_are_read_in_part():
+    """Rows of a weight, samples of an output; the trace reads all."""
+    model, (x, y) = deep(1, "tanh", width=2048), blobs(128)
+    first = Recording(model, ((x,), {}), Fuses())
+    exact = run(first, model, x, y).readings
     before = model.hidden1.weight.detach().clone()
-    measured = run(Recording(model, ((x,), {}), Fuses()), model, x, y)
-    assert before.numel() > MOST_READ
-    rows = slice(None, None, 2)
-    change = (model.hidden1.weight.detach() - before)[rows].double().square().mean()
-    assert measured.readings["update", 0] == pytest.approx(float(change), rel=1e-4)
+    measured = run(Recording(model, ((x,), {}), Fuses(), first.script), model, x, y).readings
+    changed = (model.hidden1.weight.detach() - before).double()
+    step = math.ceil(changed.numel() / MOST_READ)
+    assert step > 1
+    assert measured["update", 0] == pytest.approx(float(changed[::step].square().mean()), rel=1e-4)
+    hidden = model.activation1(torch.nn.functional.linear(x, before, model.hidden1.bias)).detach()
+    place = first.graph.leaving(0)
+    # the bias has moved a little since
+    assert measured["signal", place] == pytest.approx(float(hidden[::4].var(0).mean()), rel=0.02)
+    assert measured["signal", place] == pytest.approx(exact["signal", place], rel=0.1)
+    assert measured.keys() == exact.keys()
 
 
 def test_an_error_of_a_probe_is_told_and_leaves_the_others_alone():

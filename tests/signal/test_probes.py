@@ -265,6 +265,13 @@ def test_of_large_tensors_evenly_spread_positions_are_read(shape):
     assert float(estimated.signal) == pytest.approx(float(exact.signal), rel=4 * (2 / 63 / 128) ** 0.5)
 
 
+@pytest.mark.parametrize(("shape", "read"), [((128, 100), 64), ((128, 1000), 32), ((40, 1000), 40), ((128, 40), 128)])
+def test_of_many_samples_without_positions_some_are_read(shape, read):
+    some = thinned(normal(*shape), -1, 6400)
+    assert len(some) == read
+    assert torch.equal(some, normal(*shape)[:: 128 // read if shape[0] == 128 else 1])
+
+
 def test_positions_are_not_all_of_one_column():
     x = torch.zeros(2, 4, 16, 16)
     x[:, :, :, ::2] = 1.0

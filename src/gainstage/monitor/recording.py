@@ -22,14 +22,14 @@ from gainstage.signal.trace import Tracer
 
 # another watch may trace the pass around this one: what is done inside is not its
 unseen = torch._C.DisableTorchFunction
-MOST_READ = 2**15  # elements of one tensor that are read, about
+MOST_READ = 2**13  # elements of one tensor that are read where a script is followed, about
 
 
 class GuardedProbes(Probes):
     """Probes whose errors never reach the training they watch: what failed is not observed, and told by the fuses."""
 
-    def __init__(self, fuses: Fuses):
-        super().__init__(most=MOST_READ)
+    def __init__(self, fuses: Fuses, most: int | None = None):
+        super().__init__(most=most)
         self._fuses = fuses
         self.in_half = False  # of float16, which overflows
 
@@ -98,13 +98,14 @@ class GuardedTracer(Tracer):
 class Recording:
     """Measures the model's next forward pass, the backward pass behind it, and the optimiser's step.
 
-    script: of an earlier pass, to follow; the pass is traced anew without one, and where it does not fit the inputs.
+    script: of an earlier pass, to follow; the pass is traced anew without one, and where it does not fit the inputs. A pass
+    that follows a script is read in part: a few thousand numbers of each tensor, evenly spread.
     """
 
     def __init__(self, model: nn.Module, inputs: Any, fuses: Fuses, script: Script | None = None):
         self.graph: Graph | None = None
-        self.probes = GuardedProbes(fuses)
         self.script = script if script is not None and script.fits(inputs) else None
+        self.probes = GuardedProbes(fuses, None if self.script is None else MOST_READ)
         self._stack = ExitStack()
         self._before: dict[int, Tensor] = {}
         self._graded: set[int] = set()  # weights whose gradients are known

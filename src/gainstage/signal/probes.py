@@ -23,8 +23,8 @@ from gainstage.signal.values import MOST, Key, Stacks, Values
 class WeightProbes(Observer):
     """Reads the sizes of weights and constants during one pass; keeps numbers on their device until `read`.
 
-    most: elements of a tensor that are read at most, about: of a weight evenly spread rows (units), of activations evenly
-    spread positions; None: all.
+    most: elements of a tensor that are read at most, about, evenly spread: of a weight rows (units), of activations positions,
+    and samples where there are none; None: all.
     """
 
     most: int | None = None
@@ -155,8 +155,9 @@ class Probes(WeightProbes):
 
     def activated(self, operation: Operation, after: Tensor) -> None:
         if operation.name in ops.RECTIFIERS and after.ndim > 1:
-            channel_dim = self.channel_dims.get(operation.stage, -1)
-            self._add("dead", operation.stage, statistics.dead_share(after, channel_dim))
+            first = self.channel_dims.get(operation.stage, -1) == 1 and after.ndim > 2
+            looked_at = thinned(after, 0, self.most) if first else after
+            self._add("dead", operation.stage, statistics.dead_share(looked_at, 1 if first else -1))
 
     def weight_gradients(self, gradients: Mapping[int, Tensor], scale: float = 1.0) -> None:
         """Take in the gradients of the layers' weights, multiplied by `scale`, keyed by the weights' identity."""
@@ -181,10 +182,16 @@ class Probes(WeightProbes):
         self.vectors = {quantity: {} for quantity in self.vectors}
 
 
+FEWEST = 32  # samples that are always read
+
+
 def thinned(tensor: Tensor, channel_dim: int, most: int | None) -> Tensor:
-    """Of a tensor (samples, *units) at most about `most` elements: all samples and channels, evenly spread positions."""
-    if most is None or tensor.numel() <= most or tensor.ndim < 3:
+    """Of a tensor (samples, *units) at most about `most` elements: all samples and channels and evenly spread positions, or,
+    without positions, evenly spread samples, at least 32."""
+    if most is None or tensor.numel() <= most:
         return tensor
+    if tensor.ndim < 3:
+        return tensor[:: max(min(tensor.numel() // most, len(tensor) // FEWEST), 1)]
     first = channel_dim == 0
     positions = tensor.flatten(2) if first else tensor.flatten(1, -2)
     count = positions.shape[2 if first else 1]
