@@ -10,7 +10,7 @@ from torch import nn
 from gainstage.errors import BadInput
 from gainstage.nn import activation
 from gainstage.nn.activations import MODULES, SETTINGS, pointwise
-from gainstage.theory import KNOWN, lookup
+from gainstage.theory import KNOWN, Activation, leaky_relu, lookup
 from gainstage.theory.activations import ALIASES
 from gainstage.theory.meanfield import composed, leaky_correlation
 from tests.tools import normal, quiet
@@ -175,3 +175,28 @@ def test_what_is_not_one_function_of_one_number_has_no_curve(name):
     with pytest.raises(BadInput, match=f"{name} is not one function of one number; choose from: celu, ") as caught:
         pointwise(name)
     assert all(known in str(caught.value) for known in NAMES)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (torch.tanh, "Tanh()"),
+        (nn.Softmax, "Softmax(dim=-1)"),
+        (nn.PReLU, "PReLU(num_parameters=1)"),
+        (nn.LeakyReLU(0.2), "LeakyReLU(negative_slope=0.2)"),
+        (leaky_relu(0.3), "LeakyReLU(negative_slope=0.3)"),
+        (lookup("mish"), "Mish()"),
+    ],
+)
+def test_a_function_or_a_class_will_do_for_a_name(given, expected):
+    assert repr(activation(given)) == expected
+
+
+@pytest.mark.parametrize(
+    "given", [torch.sin, leaky_relu(0.4), nn.ELU(alpha=2.0), Activation("elu", torch.expm1, "relu")]
+)
+def test_a_function_without_a_module_lists_those_that_have_one(given):
+    with pytest.raises(
+        BadInput, match=r"no module computes .* as it is given here; give the name of one: identity, logistic, tanh"
+    ):
+        activation(given)

@@ -1,11 +1,13 @@
 """Whole networks in one line: shape, names, and weights that fit what follows each layer."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from gainstage.errors import BadInput
-from gainstage.nn import VarianceScaling, dense_network
+from gainstage.nn import VarianceScaling, dense_network, fans_of
+from gainstage.theory import lookup, scheme_for, tailored_slope
 from tests.tools import generator, normal, quiet
 
 
@@ -79,9 +81,10 @@ def test_layers_of_one_unit_are_layers():
     assert network(1, [1], 1)(normal(5, 1)).shape == (5, 1)
 
 
-@pytest.mark.parametrize("sizes", [(0, [4], 2), (3, [4, 0], 2), (3, [4], -1)])
-def test_a_layer_without_units_is_refused(sizes):
-    with pytest.raises(BadInput, match="every layer needs at least one unit, got sizes"):
+@pytest.mark.parametrize(("sizes", "what"), [((0, [4], 2), "inputs"), ((3, [4, 0], 2), "each width in hidden"),
+                                             ((3, [4], -1), "outputs")])  # fmt: skip
+def test_a_layer_without_units_is_refused(sizes, what):
+    with pytest.raises(BadInput, match=f"{what} must be a whole number of at least 1, got"):
         network(*sizes)
 
 
@@ -96,3 +99,32 @@ def test_unknown_names_list_the_known_ones(settings, message, known):
     with pytest.raises(BadInput, match=message) as caught:
         network(3, [4], 2, **settings)
     assert known in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [(torch.tanh, nn.Tanh), (nn.Tanh, nn.Tanh), (nn.ReLU(), nn.ReLU), (lookup("gelu"), nn.GELU), ("Swish", nn.SiLU)],
+)
+def test_an_activation_may_be_given_as_pytorch_writes_it(given, kind):
+    model = network(300, [200, 200], 100, activation=given)
+    assert [type(model.activation1), type(model.activation2)] == [kind, kind]
+    assert model.activation1 is not model.activation2
+    assert has_variance(model.hidden1.weight, scheme_for(given).variance(fans_of(model.hidden1)))
+
+
+@pytest.mark.parametrize("spelling", ["tailored_leaky_relu", "Tailored leaky ReLU"])
+def test_a_tailored_slope_fits_the_depth_in_any_spelling(spelling):
+    model = network(8, [6] * 30, 3, activation=spelling)
+    assert model.activation1.negative_slope == pytest.approx(tailored_slope(30))
+
+
+def test_widths_may_come_from_anything_that_can_be_gone_through():
+    for widths in ((6, 5), range(6, 4, -1), np.array([6, 5]), (width for width in (6, 5))):
+        assert [layer.out_features for layer in network(8, widths, 3) if isinstance(layer, nn.Linear)] == [6, 5, 3]
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tailored_leaky_relu"])
+def test_a_network_may_be_laid_out_on_the_meta_device(activation):
+    with torch.device("meta"):
+        model = dense_network(8, [6, 4], 3, activation)
+    assert all(parameter.is_meta for parameter in model.parameters())

@@ -5,10 +5,11 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from gainstage.errors import BadInput
-from gainstage.theory import KNOWN, Activation, leaky_relu, lookup, selu_constants
+from gainstage.theory import KNOWN, Activation, leaky_relu, lookup, moments, pointwise, selu_constants
 from gainstage.theory.activations import ALIASES, canonical_name
 from gainstage.theory.quadrature import expectation
 
@@ -180,3 +181,76 @@ def test_canonical_name_knows_only_what_it_is_given():
 def test_functions_with_settings_are_activations_too():
     activation = Activation("elu(2)", partial(F.elu, alpha=2.0), "relu")
     assert activation.kinks == pytest.approx((0,), abs=1e-8), "the slope jumps from 2 to 1"
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (torch.tanh, "tanh"),
+        (F.sigmoid, "logistic"),
+        (torch.relu, "relu"),
+        (nn.SiLU(), "silu"),
+        (nn.SiLU, "silu"),
+        (nn.PReLU, "prelu"),
+        (nn.LeakyReLU(0.2), "huge_leaky_relu"),
+        (lambda z: z.clamp(min=0), "relu"),
+        (lambda z: z * torch.sigmoid(z), "silu"),
+        (partial(F.leaky_relu, negative_slope=0.3), "keras_leaky_relu"),
+        (pointwise(torch.tanh), "tanh"),
+        (KNOWN["gelu"], "gelu"),
+    ],
+)
+def test_an_activation_may_be_given_as_what_computes_it(given, name):
+    assert lookup(given) is KNOWN[name]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [torch.sin, nn.ELU(alpha=2.0), nn.GELU("tanh"), partial(F.hardtanh, min_val=-600.0, max_val=600.0), torch.exp],
+)
+def test_a_function_that_is_not_known_is_one_of_ones_own(function):
+    found = lookup(function)
+    assert (found.function, found.family) == (function, "other")
+    assert found.name in ("sin", "ELU", "GELU", "hardtanh", "exp")
+    assert found is lookup(function), "cached, so that its moments are"
+
+
+def test_an_activation_of_ones_own_is_taken_as_it_is():
+    own = Activation("own", torch.tanh, "other")
+    assert lookup(own) is own
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (None, "an activation is given by its name, such as 'tanh', or as a function, got None"),
+        (3, "or as a function, got 3"),
+        (nn.Linear, "or as a function, got <class"),
+        (nn.MultiheadAttention, "no activation is called 'MultiheadAttention'; known are"),
+        (nn.PReLU(), "PReLU has parameters, which change; give the function that it is now"),
+        (nn.ReLU(inplace=True), "ReLU cannot be an activation, .* it changes its input in place"),
+        (nn.Softmax(-1), "Softmax cannot be an activation, a function of one number"),
+    ],
+)
+def test_what_is_no_activation_gets_one_sentence(given, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        lookup(given)
+
+
+def test_an_activation_is_checked_as_soon_as_it_can_be():
+    with pytest.raises(BadInput, match="no family of activations is called 'foo'; known are: linear, logistic, relu"):
+        Activation("own", torch.sin, "foo")
+    with pytest.raises(BadInput, match="an activation's name must be a string, got 3"):
+        Activation(3, torch.sin, "other")
+    with pytest.raises(BadInput, match="an activation's function must be something that can be called"):
+        Activation("own", "tanh", "other")
+    centred = Activation("centred", lambda z: z - z.mean(), "other")
+    for use in (lambda: centred.kinks, lambda: centred.responsive, lambda: moments(centred)):
+        with pytest.raises(BadInput, match="depends on the numbers beside it"):
+            use()
+
+
+@pytest.mark.parametrize("slope", [math.nan, math.inf, None, "0.1", True])
+def test_the_slope_of_a_leaky_relu_is_a_finite_number(slope):
+    with pytest.raises(BadInput, match="the slope of a leaky ReLU must be a finite number, got"):
+        leaky_relu(slope)

@@ -50,3 +50,4 @@ def test_values_at_the_edge(value, expected):
 
 def test_silence_is_a_ratio_of_zero():
     assert ratio(-math.inf) == 0.0
+    assert ratio(1e5) == math.inf, "more than a float holds"

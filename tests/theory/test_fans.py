@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from gainstage.errors import BadInput
 from gainstage.theory import Fans, convolution_fans, linear_fans
 
 LENGTH, MARGIN = 72, 24  # inputs and outputs in the middle third see no border
@@ -101,3 +102,29 @@ def test_linear_fans_are_columns_and_rows():
 
 def test_average_lies_in_the_middle():
     assert Fans(3, 8).average == 5.5
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("stride", [2, (2,), [2]])
+def test_a_single_stride_counts_for_every_dimension(stride, transposed):
+    found = convolution_fans((6, 4, 3, 3), stride, 1, transposed)
+    assert found == convolution_fans((6, 4, 3, 3), (2, 2), 1, transposed)
+    assert found != convolution_fans((6, 4, 3, 3), 1, 1, transposed)
+
+
+def test_a_layer_without_inputs_has_fans_of_zero():
+    assert linear_fans((3, 0)) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda: linear_fans((3, 4, 5)), r"a linear weight has the shape \(out, in\), got \(3, 4, 5\)"),
+        (lambda: convolution_fans((3,)), r"weight has the shape \(out, in / groups, \*kernel\), got \(3,\)"),
+        (lambda: convolution_fans((4, 3, 3), (1, 2)), r"one for each of its 1 dimensions, got \(1, 2\)"),
+        (lambda: convolution_fans((4, 3, 3), groups=3), "divide into its groups, got 4 channels and 3 groups"),
+    ],
+)
+def test_sizes_that_do_not_fit_get_one_sentence(build, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        build()

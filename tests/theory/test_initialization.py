@@ -3,9 +3,12 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from gainstage.errors import BadInput
 from gainstage.theory import GLOROT, HE, KNOWN, LECUN, Fans, Scheme, leaky_relu, lookup, moments, scheme_for
 
 PROPERTY = settings(derandomize=True, database=None, deadline=None, max_examples=40)
@@ -79,3 +82,28 @@ def test_every_known_activation_has_a_usable_row(name):
     variance = scheme_for(lookup(name)).variance(FANS)
     assert math.isfinite(variance)
     assert 1 / 30 <= variance <= 2 / 30
+
+
+@pytest.mark.parametrize(
+    ("given", "scheme"), [("tanh", GLOROT), (torch.relu, HE), (nn.SELU, LECUN), ("linear", GLOROT)]
+)
+def test_the_row_may_be_asked_for_by_name_or_function(given, scheme):
+    assert scheme_for(given) == scheme
+
+
+def test_a_function_of_ones_own_gets_the_variance_that_keeps_its_level():
+    found = scheme_for(torch.sin)
+    assert (found.name, found.mode) == ("exact", "fan_in")
+    assert found.scale == pytest.approx(2 / (1 - math.exp(-2)), rel=1e-9), "E sin^2 = (1 - e^-2) / 2"
+
+
+@pytest.mark.parametrize("fans", [Fans(0, 3), Fans(3, 0), Fans(math.nan, 3), Fans(3, math.inf)])
+def test_fans_that_no_weight_has_are_refused(fans):
+    with pytest.raises(BadInput, match="a weight needs fans of more than zero, got"):
+        HE.variance(fans)
+
+
+@pytest.mark.parametrize("settings", [{"scale": 0.0}, {"scale": math.nan}, {"mode": "fan_max"}, {"mode": None}])
+def test_a_scheme_that_makes_no_sense_is_refused(settings):
+    with pytest.raises(BadInput, match=r"scale must be positive and finite|no mode is called .*; known are: fan_in"):
+        Scheme(**{"name": "own", "scale": 1.0, "mode": "fan_in", **settings})

@@ -9,9 +9,11 @@ from gainstage.errors import BadInput
 from gainstage.theory import expectation, leaky_relu, lookup, moments, selu_constants
 from gainstage.theory.meanfield import (
     DEGREES,
+    FARTHEST,
     RUNAWAY,
     composed,
     correlation_map,
+    depth_for_power,
     edge_of_chaos,
     keeps_gradient,
     keeps_level,
@@ -30,6 +32,10 @@ from tests.tools import normal
 
 TANH, RELU, SELU, GELU, ELU = (lookup(name) for name in ("tanh", "relu", "selu", "gelu", "elu"))
 ALPHA, SCALE = selu_constants()
+
+
+def square_less_one(z):
+    return z * z - 1
 
 
 def test_selu_with_lecun_weights_stays_at_variance_one():
@@ -70,7 +76,7 @@ def test_there_is_no_edge_of_chaos_for_the_logistic_function():
 
 @pytest.mark.parametrize(("weight_power", "bias_power"), [(0.0, 0.0), (-1.0, 0.0), (1.0, -0.1), (math.inf, 0.0)])
 def test_impossible_powers_get_one_sentence(weight_power, bias_power):
-    with pytest.raises(BadInput, match="weight power must be positive"):
+    with pytest.raises(BadInput, match=r"a (weight power must be positive|bias power must be zero or more)"):
         phase(TANH, weight_power, bias_power)
 
 
@@ -292,5 +298,62 @@ def test_an_offset_at_zero_keeps_no_gradient_at_any_power(name):
 
 
 def test_a_network_has_a_layer():
-    with pytest.raises(BadInput, match="at least one layer"):
+    with pytest.raises(BadInput, match="depth of a network, in layers, must be a whole number of at least 1, got 0"):
         power_for_depth(TANH, 0)
+
+
+@pytest.mark.parametrize("c", [-1.0, -0.7, -0.2])
+def test_the_correlation_map_is_for_opposite_samples_too(c):
+    by_quadrature = correlation_map(RELU, 2.0, 0.0, 1.0, c)
+    assert leaky_correlation(0.0, c) == pytest.approx(by_quadrature, abs=1e-4)
+    assert correlation_map(TANH, 1.5, 0.0, 1.0, c) == pytest.approx(-correlation_map(TANH, 1.5, 0.0, 1.0, -c), abs=1e-6)
+
+
+@pytest.mark.parametrize("c", [2, -1.01, math.nan])
+def test_a_correlation_lies_between_minus_one_and_one(c):
+    with pytest.raises(BadInput, match=r"a correlation (lies between -1 and 1|must be a finite number), got"):
+        correlation_map(TANH, 1.5, 0.0, 1.0, c)
+
+
+@pytest.mark.parametrize("name", ["tanh", "selu", "gelu", "silu"])
+@pytest.mark.parametrize("depth", [5, 20])
+def test_the_depth_for_a_power_is_the_other_way_round(name, depth):
+    q = power_for_depth(name, depth)
+    assert depth_for_power(name, 0.99 * q) >= depth
+    assert q == 1.0 or depth_for_power(name, 1.01 * q) < depth
+
+
+@pytest.mark.parametrize(
+    ("activation", "layers"),
+    [("relu", 12), ("logistic", 0), ("identity", FARTHEST), (square_less_one, 0), (torch.exp, 0), (torch.sign, 0)],
+)
+def test_some_levels_can_be_kept_but_not_survived(activation, layers):
+    level_keeping(activation, 1.0)
+    assert depth_for_power(activation) == layers
+
+
+@pytest.mark.parametrize("growth", [0.5, 1.0, 2.0])
+def test_for_tanh_the_gradient_sets_the_depth(growth):
+    assert depth_for_power("tanh", 1.0, growth) == math.floor(growth / math.log(level_keeping("tanh", 1.0)[1]))
+
+
+@pytest.mark.parametrize("q", [0.1, 1.0])
+def test_a_kept_level_from_which_all_others_run_away(q):
+    """z^2 - 1: E f^2 = 3 q^2 - 2 q + 1, of the exponent (6 q^2 - 2 q) / E f^2."""
+    second = 3 * q * q - 2 * q + 1
+    assert level_exponent(lookup(square_less_one), q) == pytest.approx((6 * q * q - 2 * q) / second, abs=1e-9)
+    assert phase(square_less_one, level_keeping(square_less_one, 1.0)[0]).q == pytest.approx(1 / 3), (
+        "not the level 1 that they keep"
+    )
+
+
+def test_a_level_that_stops_being_a_number_is_refused_not_guessed():
+    with pytest.raises(BadInput, match=r"E f\^2 = nan"):
+        phase(lambda z: torch.where(z > 30, math.nan, 2 * z), 1.0)
+    q = power_for_depth(lambda z: torch.where(z > 15, math.nan, z), 5)
+    assert 12 * math.sqrt(math.e * q) == pytest.approx(15, rel=0.01), "levels up to e times as high stay in its range"
+
+
+def test_where_a_function_is_silent_no_weights_keep_anything():
+    with pytest.raises(BadInput, match="no weights keep both gradient and signal"):
+        power_for_depth(lambda z: torch.relu(z - 1), 5)

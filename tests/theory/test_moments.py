@@ -153,9 +153,7 @@ def test_the_correlation_map_agrees_with_its_textbook_form():
 def test_independent_samples_keep_the_whole_variance(name):
     found = moments(lookup(name), 1.5)
     assert signal_power(lookup(name), 1.5, 1.5) == pytest.approx(found.variance, rel=1e-3)
-    assert signal_power(lookup(name), 1.5, 99.0) == signal_power(lookup(name), 1.5, 1.5), (
-        "a signal is at most the level"
-    )
+    assert signal_power(lookup(name), 1.5, 1.5 * (1 + 1e-9)) == signal_power(lookup(name), 1.5, 1.5), "but for rounding"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -177,6 +175,12 @@ def test_no_signal_in_is_no_signal_out():
     assert signal_power(lookup("relu"), 1.0, -1e-9) == 0.0, "rounding may make a measured signal negative"
 
 
+@pytest.mark.parametrize("signal", [99.0, 1.51, -0.01])
+def test_a_signal_is_a_part_of_the_power(signal):
+    with pytest.raises(BadInput, match=f"a signal is a part of the power 1.5, got {signal:g}"):
+        signal_power("relu", 1.5, signal)
+
+
 @PROPERTY
 @given(st.floats(0.01, 0.99))
 def test_depth_scale_is_the_number_of_layers_to_a_factor_e(chi):
@@ -184,9 +188,20 @@ def test_depth_scale_is_the_number_of_layers_to_a_factor_e(chi):
     assert depth_scale(1 / chi) == pytest.approx(depth_scale(chi), rel=1e-6)
 
 
-@pytest.mark.parametrize(("chi", "expected"), [(1.0, math.inf), (0.0, 0.0), (-1.0, 0.0)])
+@pytest.mark.parametrize(("chi", "expected"), [(1.0, math.inf), (0.0, 0.0), (math.inf, 0.0)])
 def test_depth_scale_at_the_edge(chi, expected):
     assert depth_scale(chi) == expected
+
+
+def test_what_is_not_known_has_no_depth_scale():
+    assert math.isnan(depth_scale(math.nan))
+
+
+@pytest.mark.parametrize("gain", ["level_gain", "gradient_gain"])
+@pytest.mark.parametrize("function", [torch.zeros_like, lambda z: 1 / z, lambda z: z * math.nan])
+def test_where_there_is_no_gain_none_is_told(function, gain):
+    with pytest.raises(BadInput, match=r"for a gain that keeps the .*, must be positive and finite, got"):
+        getattr(moments(function), gain)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("relu", 0.0), ("logistic", 0.25), ("tanh", 0.0)])

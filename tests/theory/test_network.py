@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from gainstage.errors import BadInput
 from gainstage.theory import Node, Slot, field, gradients, pointwise, propagate
 from gainstage.theory.operators import Layer, Pointwise, Unknown, View
 from gainstage.theory.propagation import slopes, through_function
@@ -186,3 +187,15 @@ def test_nothing_arrives_where_nothing_reads_and_dead_ends_send_nothing_back():
     assert back[0][0] == pytest.approx(1.0)
     assert math.isnan(back[2][0])
     assert math.isnan(back[3][0])
+
+
+@pytest.mark.parametrize("source", [-2, 0, 1])
+def test_a_node_takes_in_what_is_there_already(source):
+    with pytest.raises(BadInput, match=f"node 0 takes in {source}, which is neither a source nor a node before it"):
+        propagate(layers(source, -1), {-1: INPUT})
+
+
+@pytest.mark.parametrize("node", [2, -1])
+def test_a_gradient_starts_at_a_node_that_is_there(node):
+    with pytest.raises(BadInput, match=f"a power is given for node {node} of a network with 2 nodes"):
+        gradients(propagate(layers(-1, 0), {-1: INPUT}), {node: 1.0})

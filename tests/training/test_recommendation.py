@@ -1,5 +1,7 @@
 """Training settings that follow from the depth."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -44,6 +46,15 @@ def test_its_reasons_can_be_read():
     assert "0.15/sqrt(100) = 0.015" in str(recommend_training(100))
 
 
-def test_no_depth_below_one():
-    with pytest.raises(BadInput, match="at least one hidden layer"):
-        recommend_training(0)
+@pytest.mark.parametrize("depth", [0, -1, 2.5, True, "a", None, math.nan])
+def test_a_depth_is_a_whole_number_from_one(depth):
+    with pytest.raises(BadInput, match="depth of a network, in layers, must be a whole number of at least 1, got"):
+        recommend_training(depth)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, "a", None])
+def test_so_are_samples_epochs_and_steps(wrong):
+    plan = recommend_training(4)
+    for action in (lambda: plan.settings(wrong, 8), lambda: plan.settings(256, wrong), lambda: plan.schedule(wrong)):
+        with pytest.raises(BadInput, match="must be a whole number of at least 1, got"):
+            action()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 
 from torch import nn
 
 from gainstage.errors import BadInput
-from gainstage.theory import KNOWN, Activation
-from gainstage.theory.activations import LEAKS, canonical_name
+from gainstage.theory import KNOWN, Activation, lookup
+from gainstage.theory.activations import LEAKS, ActivationLike, canonical_name
+from gainstage.theory.checks import finite, positive, whole
 from gainstage.theory.meanfield import tailored_slope
 
 SIMILARITY = 0.9  # of two samples behind a tailored network (Zhang 2022)
@@ -63,7 +63,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 
 
 def make(
-    name: str,
+    name: ActivationLike,
     *,
     slope: float | None = None,
     alpha: float | None = None,
@@ -71,7 +71,8 @@ def make(
     depth: int | None = None,
     similarity: float = SIMILARITY,
 ) -> nn.Module:
-    """A new module of the activation `name`, in PyTorch's, Keras's or the chapter's spelling.
+    """A new module of the activation `name`, in PyTorch's, Keras's or the chapter's spelling; PyTorch's function (torch.tanh)
+    or module (nn.Tanh, nn.Tanh()) will do for a name.
 
     slope: of a leaky ReLU for negative inputs (without it "leaky_relu" has 0.01, "huge leaky relu" 0.2, as in the
     chapter, and "keras_leaky_relu" 0.3, as Keras's layer), or the one from which a PReLU starts (0.25). channels: slopes
@@ -81,21 +82,32 @@ def make(
     Softmax normalises the last dimension. Raises BadInput for an unknown name and for a setting that is out of range or
     that the activation does not take.
     """
-    found = canonical_name(name, MODULES)
+    found = known_name(name)
     given = {"slope": slope, "alpha": alpha, "channels": channels, "depth": depth}
-    given["similarity"] = None if similarity == SIMILARITY else similarity
+    given["similarity"] = None if isinstance(similarity, float) and similarity == SIMILARITY else similarity
     settings = {key: value for key, value in given.items() if value is not None}
     _check_taken(found, settings)
-    _check_ranges(settings)
-    return MODULES[found](**settings)
+    return MODULES[found](**{setting: _in_range(setting, value) for setting, value in settings.items()})
 
 
-def pointwise(name: str) -> Activation:
+def known_name(activation: ActivationLike) -> str:
+    """The name among MODULES of an activation that is given by a name, a class of PyTorch's, or a function that computes
+    what a known one does. Raises BadInput for any other."""
+    if isinstance(activation, type) or not (callable(activation) or isinstance(activation, Activation)):
+        return canonical_name(activation, MODULES)
+    meant = lookup(activation)
+    for name, known in KNOWN.items():
+        if known == meant:
+            return name
+    raise BadInput(f"no module computes {meant.name} as it is given here; give the name of one: {', '.join(MODULES)}")
+
+
+def pointwise(name: ActivationLike) -> Activation:
     """What theory knows of the activation `name` with its settings as `make` has them by default.
 
     Raises BadInput for an unknown name, and for those that are not one function of one number (softmax; tailored ones).
     """
-    found = canonical_name(name, MODULES)
+    found = known_name(name)
     if found not in KNOWN:
         raise BadInput(f"{found} is not one function of one number; choose from: {', '.join(sorted(KNOWN))}")
     return KNOWN[found]
@@ -108,11 +120,6 @@ def _check_taken(name: str, settings: dict[str, float]) -> None:
             raise BadInput(f"{name} takes no {setting}; leave it out, or choose one that does: {takers}")
 
 
-def _check_ranges(settings: dict[str, float]) -> None:
-    for setting, value in settings.items():
-        if setting in ("channels", "depth"):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise BadInput(f"an activation's {setting} must be a whole number of at least 1, got {value!r}")
-        elif not isinstance(value, (int, float)) or not math.isfinite(value) or (setting == "alpha" and value <= 0):
-            kind = "positive and finite" if setting == "alpha" else "a finite number"
-            raise BadInput(f"an activation's {setting} must be {kind}, got {value!r}")
+def _in_range(setting: str, value: float) -> float:
+    check = whole if setting in ("channels", "depth") else positive if setting == "alpha" else finite
+    return check(value, f"an activation's {setting}")

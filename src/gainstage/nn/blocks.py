@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from gainstage.errors import BadInput
 from gainstage.theory import Fans, convolution_fans, linear_fans
+from gainstage.theory.checks import shown
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -32,8 +34,10 @@ def blocks_of(layer: nn.Module) -> list[Block]:
 
     Linear (out, in); Bilinear (out, in1, in2); convolutions and their transposes with groups, strides and dilation;
     Embedding (entries, width), of which each sample reads one row, so fan_in is 1; LSTM, GRU and RNN, one (hidden, in)
-    matrix a gate; MultiheadAttention, query, key and value apart, though packed in one tensor.
+    matrix a gate; MultiheadAttention, query, key and value apart, though packed in one tensor. Raises BadInput for what is
+    no module.
     """
+    _check_module(layer)
     if isinstance(layer, nn.MultiheadAttention):
         return list(_attention(layer))
     if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
@@ -44,8 +48,14 @@ def blocks_of(layer: nn.Module) -> list[Block]:
 
 
 def fans_of(layer: nn.Module) -> Fans | None:
-    """Fans of a layer with one weight matrix; None for other modules."""
+    """Fans of a layer with one weight matrix; None for other modules. Raises BadInput for what is no module."""
+    _check_module(layer)
     return _single_fans(layer)
+
+
+def _check_module(layer: object) -> None:
+    if not isinstance(layer, nn.Module):
+        raise BadInput(f"a layer is a torch.nn.Module, such as nn.Linear(3, 4), got {shown(layer)}")
 
 
 def _single_fans(layer: nn.Module) -> Fans | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gainstage.errors import BadInput
 from gainstage.theory import GLOROT, HE, LECUN, Fans, Scheme
+from gainstage.theory.checks import check_known, positive, shown
 
 Distribution = Literal["normal", "truncated_normal", "uniform"]
 DISTRIBUTIONS: tuple[str, ...] = ("normal", "truncated_normal", "uniform")
@@ -37,20 +38,15 @@ class VarianceScaling:
     distribution: str = "normal"
 
     def __post_init__(self) -> None:
-        if not (self.scale > 0 and math.isfinite(self.scale)):
-            raise BadInput(f"an initialiser's scale must be positive and finite, got {self.scale}")
-        if self.mode not in ("fan_in", "fan_out", "fan_avg"):
-            raise BadInput(f"no mode is called {self.mode!r}; known are: fan_in, fan_out, fan_avg")
+        self._scheme()
         check_distribution(self.distribution)
+
+    def _scheme(self) -> Scheme:
+        return Scheme("", self.scale, self.mode)  # type: ignore[arg-type]
 
     def variance(self, fans: Fans) -> float:
         """Variance of each weight of a layer with these fans; BadInput for fans that no weight has."""
-        if not all(0 < fan < math.inf for fan in fans):
-            raise BadInput(
-                f"a weight needs fans of more than zero, got {tuple(fans)}: a layer without inputs or outputs has none, "
-                "nor has a lazy one before its first batch"
-            )
-        return Scheme("", self.scale, self.mode).variance(fans)  # type: ignore[arg-type]
+        return self._scheme().variance(fans)
 
     def __call__(self, weight: Tensor, fans: Fans, generator: torch.Generator | None = None) -> Tensor:
         """Fill `weight` in place and return it."""
@@ -117,18 +113,18 @@ def _rounded_down(bound: float, dtype: torch.dtype) -> float:
 
 def check_distribution(name: str) -> None:
     """BadInput, with the known names, for a distribution that is not known."""
-    if name not in DISTRIBUTIONS:
-        raise BadInput(f"no distribution is called {name!r}; known are: {', '.join(DISTRIBUTIONS)}")
+    check_known(name, DISTRIBUTIONS, "distribution")
 
 
 def check_variance(variance: float) -> None:
     """BadInput for a variance that is not positive and finite."""
-    if not 0 < variance < math.inf:
-        raise BadInput(f"the variance of weights must be positive and finite, got {variance}")
+    positive(variance, "the variance of weights")
 
 
 def check_floating(weight: Tensor) -> None:
-    """BadInput for weights that are no floating-point numbers."""
+    """BadInput for weights that are no tensor of floating-point numbers."""
+    if not isinstance(weight, Tensor):
+        raise BadInput(f"weights are a tensor, got {shown(weight)}")
     if not weight.is_floating_point():
         raise BadInput(f"weights are floating-point numbers, got {weight.dtype}")
 
@@ -136,11 +132,13 @@ def check_floating(weight: Tensor) -> None:
 def check_generator(generator: torch.Generator | None) -> None:
     """BadInput for anything else, such as a seed."""
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise BadInput(f"give a torch.Generator, such as torch.Generator().manual_seed(0), not {generator!r}")
+        raise BadInput(f"give a torch.Generator, such as torch.Generator().manual_seed(0), not {shown(generator)}")
 
 
 def from_scheme(scheme: Scheme, distribution: str = "normal") -> VarianceScaling:
-    """The initialiser of a row of the chapter's table."""
+    """The initialiser of a row of the chapter's table. Raises BadInput for what is no Scheme."""
+    if not isinstance(scheme, Scheme):
+        raise BadInput(f"a scheme is a row of the table, such as gainstage.theory.HE, got {shown(scheme)}")
     return VarianceScaling(scheme.scale, scheme.mode, distribution)
 
 
@@ -156,8 +154,7 @@ def get(name: str | VarianceScaling, distribution: str | None = None) -> Varianc
     """The initialiser called `name` ("he_normal", "xavier_uniform", ...); BadInput lists the known names."""
     if isinstance(name, VarianceScaling):
         found = name
-    elif name in PRESETS:
-        found = PRESETS[name]
     else:
-        raise BadInput(f"no initialiser is called {name!r}; known are: {', '.join(PRESETS)}")
+        check_known(name, PRESETS, "initialiser")
+        found = PRESETS[name]
     return found if distribution is None else replace(found, distribution=distribution)

@@ -11,6 +11,7 @@ from torch import Tensor
 from gainstage.errors import BadInput
 from gainstage.nn.initializers import check_floating, check_generator
 from gainstage.theory import Fans
+from gainstage.theory.checks import positive, shown, whole
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Orthogonal:
     gain: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_gain(self.gain)
+        positive(self.gain, "an initialiser's gain")
 
     @torch.no_grad()
     def __call__(self, weight: Tensor, fans: Fans | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -64,10 +65,13 @@ class DeltaOrthogonal(Orthogonal):
 def orthogonal_matrix(shape: tuple[int, ...] | torch.Size, generator: torch.Generator | None = None) -> Tensor:
     """A random (rows, columns) matrix, uniform over those that keep the power of each unit (float32).
 
-    From the QR decomposition of a normal matrix, with the signs fixed so that it is uniform (Mezzadri 2007).
+    From the QR decomposition of a normal matrix, with the signs fixed so that it is uniform (Mezzadri 2007). Raises BadInput
+    for a shape that is no pair of whole numbers from 1.
     """
     check_generator(generator)
-    rows, columns = shape
+    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
+        raise BadInput(f"the shape of a matrix is (rows, columns), got {shown(shape)}")
+    rows, columns = (whole(size, "each number of a matrix's shape") for size in shape)
     device = None if generator is None else generator.device
     draws = torch.randn(max(rows, columns), min(rows, columns), generator=generator, device=device)
     q, r = torch.linalg.qr(draws)
@@ -75,14 +79,9 @@ def orthogonal_matrix(shape: tuple[int, ...] | torch.Size, generator: torch.Gene
     return q * math.sqrt(rows / columns) if rows > columns else q.T if rows < columns else q
 
 
-def _check_gain(gain: float) -> None:
-    if not (gain > 0 and math.isfinite(gain)):
-        raise BadInput(f"an initialiser's gain must be positive and finite, got {gain}")
-
-
 def _check_matrix(weight: Tensor) -> None:
+    check_floating(weight)
     if weight.ndim < 2:
         raise BadInput(f"an orthogonal weight needs at least two dimensions, got shape {tuple(weight.shape)}")
     if weight.numel() == 0:
         raise BadInput(f"a weight without entries cannot be orthogonal, got shape {tuple(weight.shape)}")
-    check_floating(weight)

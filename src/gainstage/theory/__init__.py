@@ -23,6 +23,7 @@ from gainstage.theory.initialization import Scheme as Scheme
 from gainstage.theory.initialization import scheme_for as scheme_for
 from gainstage.theory.meanfield import Phase as Phase
 from gainstage.theory.meanfield import correlation_map as correlation_map
+from gainstage.theory.meanfield import depth_for_power as depth_for_power
 from gainstage.theory.meanfield import edge_of_chaos as edge_of_chaos
 from gainstage.theory.meanfield import level_keeping as level_keeping
 from gainstage.theory.meanfield import phase as phase

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gainstage.errors import BadInput
 from gainstage.theory.activations import Activation
+from gainstage.theory.checks import check_function, shown
 
 PROBES = (-3.25, -1.375, 0.0, 1.0, 2.625, 7.75)  # where a function is asked whether it is affine
 
@@ -53,7 +55,7 @@ def _filled(argument: Any, values: Sequence[Tensor]) -> Any:
     if isinstance(argument, Slot):
         return values[argument.index].clone()
     if isinstance(argument, Number):
-        return torch.tensor(argument.value)
+        return torch.tensor(argument.value, device="cpu")
     return type(argument)(_filled(a, values) for a in argument) if isinstance(argument, (tuple, list)) else argument
 
 
@@ -72,6 +74,8 @@ class Composite:
     result: int = 0
 
     def __call__(self, z: Tensor) -> Tensor:
+        if not isinstance(z, Tensor):
+            raise BadInput(f"a function of the theory is asked for a tensor of numbers, got {shown(z)}")
         values: list[Any] = [z]
         for step in self.steps:
             values.append(step(values))
@@ -99,7 +103,7 @@ IDENTITY = Composite()
 
 @lru_cache(maxsize=1024)
 def _affine(function: Composite) -> tuple[float, float] | None:
-    z = torch.tensor(PROBES, dtype=torch.float64)
+    z = torch.tensor(PROBES, dtype=torch.float64, device="cpu")
     values = torch.as_tensor(function(z), dtype=torch.float64).expand_as(z)
     shift = float(values[2])
     slope = float(values[3]) - shift
@@ -126,5 +130,6 @@ def _merge(steps: dict[Step, int], function: Composite) -> int:
 
 
 def pointwise(function: Callable[..., Any]) -> Composite:
-    """A function of one number as a composite."""
+    """A function of one number as a composite. Raises BadInput for what cannot be called."""
+    check_function(function)
     return Composite((Step(function, (Slot(0),)),), 1)

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from gainstage.theory.checks import power, whole
 from gainstage.theory.composition import IDENTITY, Composite
 
 Origin: TypeAlias = tuple[int, ...]
@@ -97,7 +98,10 @@ class Field:
 
 
 def field(signal: float, offset: float = 0.0, columns: int = 2, **settings) -> Field:
-    """A field without positions: the given powers of signal and offset."""
+    """A field without positions: the given powers of signal and offset; NaN for "no prediction". settings: of Field. Raises
+    BadInput for powers that are negative or no numbers, and for fewer than two columns."""
+    signal, offset = power(signal, "the power of a signal"), power(offset, "the power of an offset")
+    columns = whole(columns, "the number of columns of a field", 2)
     gaps = np.zeros((2, columns))
     gaps[1] = signal
     return Field(signal + offset, gaps, **settings)

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from gainstage.errors import BadInput
 from gainstage.theory.composition import IDENTITY
 from gainstage.theory.field import Field
 from gainstage.theory.operators import Edge, Layer, Operator, Pointwise
@@ -47,7 +48,9 @@ def propagate(
 
     readings: measured behind some nodes. What follows such a node is predicted from what was measured there, with the
     predicted proportions between positions, of which only those far apart are measured.
+    Raises BadInput for a node that takes in what neither the sources nor the nodes before it give.
     """
+    _check_sources(nodes, sources)
     predicted: list[Field] = []
     fields: list[Field] = []
     edges: list[tuple[Edge, ...]] = []
@@ -68,6 +71,13 @@ def propagate(
         fields.append(_corrected(predicted[-1], node, index, (readings or {}).get(index)))
         edges.append(tuple(_shared(edge, nodes) for edge in back))
     return Propagation(tuple(predicted), tuple(fields), tuple(edges))
+
+
+def _check_sources(nodes: Sequence[Node], sources: Mapping[int, Field]) -> None:
+    for index, node in enumerate(nodes):
+        for source, _ in node.inputs:
+            if source >= index or (source < 0 and source not in sources):
+                raise BadInput(f"node {index} takes in {source}, which is neither a source nor a node before it")
 
 
 def _through(node: Node, inputs: Sequence[Field], inner: bool) -> tuple[Field, Sequence[Edge]]:
@@ -126,8 +136,11 @@ def gradients(nodes: Propagation, powers: Mapping[int, float]) -> dict[int, tupl
 
     powers: known ones, by node: that of the network's output, to start from, and measured ones, from which the prediction
     goes on. What several readers of an output send back adds up. NaN where nothing arrives: behind no output, or a step of a
-    function that was worked out as a whole.
+    function that was worked out as a whole. Raises BadInput for the power at a node that is not there.
     """
+    missing = [node for node in powers if not 0 <= node < len(nodes.fields)]
+    if missing:
+        raise BadInput(f"a power is given for node {missing[0]} of a network with {len(nodes.fields)} nodes")
     arrived: dict[int, _Arrival] = {}
     found: dict[int, tuple[float, float]] = {}
     for node in range(len(nodes.fields) - 1, -1, -1):

@@ -127,8 +127,8 @@ class Pointwise(Operator):
 
     def _factors(self, count: int) -> list[float]:
         """What a sum multiplies each of its parts by: 1, -1, or what the call was given as alpha."""
-        nothing = self.call(list(torch.zeros(count, dtype=torch.float64)))
-        return [float(self.call(list(one)) - nothing) for one in torch.eye(count, dtype=torch.float64)]
+        nothing = self.call(list(torch.zeros(count, dtype=torch.float64, device="cpu")))
+        return [float(self.call(list(one)) - nothing) for one in torch.eye(count, dtype=torch.float64, device="cpu")]
 
 
 @dataclass(frozen=True)

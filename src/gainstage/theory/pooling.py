@@ -110,7 +110,7 @@ def _draws(size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
 
     return normal(DRAWS), normal(2, DRAWS), normal(DRAWS, size), normal(DRAWS, size)
 

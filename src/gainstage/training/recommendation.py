@@ -11,7 +11,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
-from gainstage.errors import BadInput
+from gainstage.theory.checks import network_depth, whole
 
 BASE_RATE = (
     0.15  # peak learning rate of one layer, fitted on images at width 100 and batch 128; its depth law is derived
@@ -29,7 +29,9 @@ class TrainingPlan:
     reasons: tuple[str, ...]
 
     def settings(self, samples: int, epochs: int) -> dict[str, Any]:
-        """Arguments of fit() for a training set of `samples` and so many epochs."""
+        """Arguments of fit() for a training set of `samples` and so many epochs. Raises BadInput where these are no whole
+        numbers from 1."""
+        samples, epochs = whole(samples, "the number of samples"), whole(epochs, "the number of epochs")
         steps = math.ceil(samples / self.batch_size) * epochs
         return {
             "optimizer": self.optimizer,
@@ -45,6 +47,7 @@ class TrainingPlan:
 
     def schedule(self, steps: int) -> Callable[[Optimizer], OneCycleLR]:
         """1cycle over `steps` optimiser steps: up for three tenths, then down (Smith 2018), momentum kept."""
+        steps = whole(steps, "the number of optimiser steps")
         return lambda optimizer: OneCycleLR(
             optimizer, self.peak_rate, total_steps=steps, pct_start=0.3, cycle_momentum=False, final_div_factor=1e4
         )
@@ -58,10 +61,9 @@ def recommend_training(depth: int) -> TrainingPlan:
 
     With such weights every layer's gradient has the same norm, so the whole gradient's norm grows with sqrt(depth); it is
     clipped to 1, so that a step's length is the learning rate, and the change of the loss is the rate times that norm:
-    the rate must fall with 1/sqrt(depth). Raises BadInput for a depth below 1.
+    the rate must fall with 1/sqrt(depth). Raises BadInput for a depth that is no whole number from 1.
     """
-    if depth < 1:
-        raise BadInput(f"a network has at least one hidden layer, got a depth of {depth}")
+    depth = network_depth(depth)
     rate = BASE_RATE / math.sqrt(depth)
     return TrainingPlan(
         peak_rate=rate,
