@@ -120,7 +120,7 @@ def test_settings_come_on_top_of_a_whole_program_without_changing_it():
     [
         ((layer(),), "give model, loss and data, or a Program"),
         ((layer(), CROSS_ENTROPY), "give model, loss and data, or a Program"),
-        ((layer(), None, (X, Y)), "give model, loss and data, or a Program"),
+        ((layer(), None, None), "give model, loss and data, or a Program"),
         ((program(), CROSS_ENTROPY), "give either a Program or model, loss and data, not both"),
         ((program(), None, (X, Y)), "give either a Program or model, loss and data, not both"),
     ],

@@ -10,20 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from gainstage.data import as_source
 from gainstage.display import Displayed
 from gainstage.errors import BadInput
 from gainstage.initialization.fitting import fit_to_data
 from gainstage.initialization.plans import Plan, check_names, is_gate, plan_for
-from gainstage.initialization.stages import bias_of, current_weight, follower, set_weight, weight_of
+from gainstage.initialization.stages import bias_of, current_weight, follower, has_one_matrix, set_weight, weight_of
 from gainstage.nn.blocks import Block, assign, blocks_of, fans_of, value_of
 from gainstage.nn.initializers import check_distribution, check_variance, fill
-from gainstage.program import check_batch, run_model, tensors_in
+from gainstage.program import check_batch, run_model, tensors_in, unwrapped
 from gainstage.randomness import preserved
 from gainstage.signal import Graph, Stage, trace
 from gainstage.signal.example import trace_example
+from gainstage.signal.operations import CONVOLUTIONS
+from gainstage.signal.untouched import has_lazy_layers
 from gainstage.theory import GLOROT, LECUN, Scheme
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -87,6 +88,7 @@ def initialize(
     """
     check_names(scheme, keep)
     check_distribution(distribution)
+    model = unwrapped(model) if isinstance(model, nn.Module) else model
     inputs = _checked_inputs(model, data, scheme)
     graph = trace_example(model) if inputs is None else trace(model, copy.deepcopy(inputs))
     bias = None if output_bias is None else _output_bias(model, graph, output_bias)
@@ -110,7 +112,7 @@ def initialize_stages(
     keep: str = "signal",
 ) -> Initialization:
     """The same for some stages of a graph that is already known."""
-    plans = [(stage, _checked_plan(graph, stage, scheme, keep)) for stage in stages if stage.layer.fans is not None]
+    plans = [(stage, _checked_plan(graph, stage, scheme, keep)) for stage in stages if has_one_matrix(model, stage)]
     rows, skipped, seen = [], [], set()
     for stage, plan in plans:
         key = stage.layer.weight or stage.layer.module
@@ -144,7 +146,7 @@ def _is_closed(graph: Graph, stage: Stage, weight: Tensor) -> bool:
 def _draw(model: nn.Module, stage: Stage, plan: Plan, weight: Tensor, distribution: str, generator) -> bool:
     values = torch.empty_like(weight, requires_grad=False)
     plan.draw(values, distribution, generator)
-    if plan.orthogonal_gain is not None and "transpose" in stage.layer.name:
+    if plan.orthogonal_gain is not None and stage.layer.name not in ("linear", *CONVOLUTIONS):
         # (in, out, *kernel): the rows that were made orthonormal are inputs, so the power of the outputs is put right here
         values *= plan.variance**0.5 / values.float().square().mean().sqrt()
     if not set_weight(model, stage, values):
@@ -245,7 +247,7 @@ def _checked_inputs(model: nn.Module, data: Any, scheme: str) -> Any:
     """Some inputs, or None without data; lazy layers have taken their shapes from them."""
     if not isinstance(model, nn.Module):
         raise BadInput(f"the model must be a torch.nn.Module, got a {type(model).__name__}")
-    lazy = any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers()))
+    lazy = has_lazy_layers(model)
     if data is None and scheme == "data":
         raise BadInput('the scheme "data" measures the network on a batch: give data=')
     if data is None and lazy:
@@ -256,7 +258,7 @@ def _checked_inputs(model: nn.Module, data: Any, scheme: str) -> Any:
     if scheme == "data":
         _check_measurable(model, inputs)
     if lazy:
-        _materialize(model, inputs)
+        materialize(model, inputs)
     return inputs
 
 
@@ -269,7 +271,7 @@ def _check_measurable(model: nn.Module, inputs: Any) -> None:
     check_batch(inputs, ())
 
 
-def _materialize(model: nn.Module, inputs: Any) -> None:
+def materialize(model: nn.Module, inputs: Any) -> None:
     """Give lazy layers their shapes by a pass that changes nothing else: in eval mode, without randomness of its own."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -12,6 +12,7 @@ from gainstage.errors import BadInput
 from gainstage.nn.flow import Flow, is_activation, is_chain, is_layer
 from gainstage.nn.normalization import batch_norm_of
 from gainstage.signal import Operation
+from gainstage.signal import operations as ops
 
 Position = Literal["before", "after"]
 KEEP_UNITS = ("dropout", "pool")
@@ -62,7 +63,7 @@ def hidden_activations(flow: Flow) -> list[Hidden]:
         if any(map(is_layer, flow.forward(operation)))
         and all(reader.kind != "normalization" for reader in flow.forward(operation, KEEP_UNITS))
         for layer in flow.backward(operation, (*KEEP_UNITS, "add"))
-        if layer.kind == "layer" and len(layer.shape) == len(operation.shape)
+        if layer.name in ops.DENSE and len(layer.shape) == len(operation.shape)
     ]
 
 

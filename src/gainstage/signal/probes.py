@@ -30,8 +30,8 @@ class WeightProbes(Observer):
         if weight is None:
             return
         self.weights[operation.stage] = weight
-        groups = operation.settings.get("groups", 1)
-        self.channels[operation.stage] = weight.shape[1] * groups if operation.name in ops.TRANSPOSED else len(weight)
+        if operation.units:
+            self.channels[operation.stage] = operation.units
         self.values["weight", operation.stage] = statistics.mean_square(weight)
         if bias is not None:
             self.values["bias", operation.stage] = statistics.mean_square(bias)

@@ -14,9 +14,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from gainstage.program import tensors_in
 from gainstage.signal import operations as ops
-from gainstage.signal.calls import is_number, recorded
+from gainstage.signal.calls import body_of, called_by_fsdp, is_number, recorded
 from gainstage.signal.graph import NETWORK_INPUT, Graph, Operation, Stage
-from gainstage.theory import Fans, convolution_fans, linear_fans
+from gainstage.signal.layers import Weights, weights_of
 from gainstage.theory.composition import Slot, Step
 
 FROM_OUTSIDE = (NETWORK_INPUT, 0)
@@ -60,6 +60,8 @@ class Tracer(TorchFunctionMode):
         self.operations: list[Operation] = []
         self.loss_operations: list[str] = []
         self.in_loss = False
+        self._model = model
+        self._sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._buffers = {id(buffer) for buffer in model.buffers()}
         self._paths = {id(module): name for name, module in model.named_modules()}
@@ -106,6 +108,8 @@ class Tracer(TorchFunctionMode):
     # ---------------------------------------------------------------- one operation
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self._sharded and called_by_fsdp():
+            return func(*args, **kwargs)
         name = ops.name_of(func)
         tensors = tensors_in([args, kwargs])
         if ops.is_silent(name) or not tensors:
@@ -113,6 +117,9 @@ class Tracer(TorchFunctionMode):
         if self.in_loss:
             self.loss_operations.append(name)
             return func(*args, **kwargs)
+        if name in ops.COMPOSED:
+            with self:
+                return body_of(func)(*args, **kwargs)
         return self._record(name, tensors, func, args, kwargs)
 
     def _record(self, name: str, tensors: Sequence[Tensor], func, args, kwargs) -> Any:
@@ -121,10 +128,13 @@ class Tracer(TorchFunctionMode):
             result = func(*args, **kwargs)
             self._note_derived(result, parameters)
             return result
-        operation = self._open(name, data, parameters, args, kwargs)
+        weights = weights_of(name, args, kwargs, lambda t: t not in self._producers and bool(self._parameters_of([t])))
+        operation = self._open(name, data, parameters, args, kwargs, weights)
         operation = self._with_call(operation, func, data, args, kwargs)
-        self._tell_before(operation, data, args, kwargs)
+        self._tell_before(operation, data, args, kwargs, weights)
         result = func(*args, **kwargs)
+        if operation.kind == "loss":
+            self.loss_operations.append(name)
         masks = ops.is_elementwise(operation.kind) and any(t.is_floating_point() or t.dtype == torch.bool for t in data)
         made = args[0] if name == "setitem" else result  # x[mask] = value puts out nothing and changes x
         outputs = [t for t in tensors_in(made) if t.is_floating_point() or t.is_complex() or masks]
@@ -148,7 +158,15 @@ class Tracer(TorchFunctionMode):
         return known or [t for t in once if not self._is_fixed(t)]
 
     def _is_fixed(self, tensor: Tensor) -> bool:
-        return id(tensor) in self._names or id(tensor) in self._buffers or tensor in self._derived
+        return self._name_of(tensor) is not None or id(tensor) in self._buffers or tensor in self._derived
+
+    def _name_of(self, tensor: Tensor | None) -> str | None:
+        """The name of a parameter, empty for one that the model does not know of; None for any other tensor."""
+        if isinstance(tensor, nn.Parameter) and id(tensor) not in self._names:
+            # FSDP2 puts the whole parameters in the place of the shards while a module runs
+            self._names.update({id(parameter): name for name, parameter in self._model.named_parameters()})
+            self._names.setdefault(id(tensor), "")
+        return self._names.get(id(tensor))
 
     def _silent(self, name: str, tensors: Sequence[Tensor], result: Any) -> Any:
         """A property that is a tensor (x.T, x.real) has the origin of its owner; a constant is fixed."""
@@ -156,14 +174,15 @@ class Tracer(TorchFunctionMode):
             if name == "get" and tensors and tensors[0] in self._producers:
                 self._producers[result] = self._producers[tensors[0]]
             elif name not in ops.RANDOM:
-                self._note_derived(result, ())
+                self._note_derived(result, self._parameters_of(tensors) if name == "get" else ())
         return result
 
     def _parameters_of(self, tensors: Sequence[Tensor]) -> tuple[str, ...]:
         found: list[str] = []
         for tensor in tensors:
-            if id(tensor) in self._names:
-                found.append(self._names[id(tensor)])
+            name = self._name_of(tensor)
+            if name:
+                found.append(name)
             elif tensor in self._derived:
                 found.extend(self._derived[tensor])
         return tuple(dict.fromkeys(found))
@@ -173,14 +192,15 @@ class Tracer(TorchFunctionMode):
             if not self._is_fixed(tensor):
                 self._derived[tensor] = parameters
 
-    def _open(self, name: str, data, parameters, args, kwargs) -> Operation:
+    def _open(self, name: str, data, parameters, args, kwargs, weights: Weights | None) -> Operation:
         """Describe an operation; a layer opens a new stage, anything else joins the latest stage it takes from."""
-        kind = ops.kind_of(name)
+        kind: ops.Kind = ops.kind_of(name) if weights is None else "layer"
         sources = tuple(self._source(t) for t in data)
-        if kind == "layer":
+        weight = "" if weights is None else self._name_of(weights.weight) or ""
+        if weights is not None:
             stage = self._stages
             self._stages += 1
-            path = self._module_stack[-1]
+            path = self._path_of(weight)
             self._opened.append((path, self._calls.get(path, 0)))
             self._calls[path] = self._calls.get(path, 0) + 1
         else:
@@ -188,8 +208,8 @@ class Tracer(TorchFunctionMode):
         given = ops.arguments_of(name, args, kwargs)
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
         settings = {k: v for k, v in settings.items() if isinstance(v, (bool, int, float, str, tuple))}
-        if kind == "layer" and isinstance(given.get("weight"), Tensor):
-            settings["kernel"] = tuple(given["weight"].shape[2:])
+        if weights is not None and weights.weight is not None:
+            settings["kernel"] = tuple(weights.weight.shape[2:])
         if name == "prelu" and isinstance(given.get("weight"), Tensor) and not given["weight"].is_meta:
             settings["slope"] = float(given["weight"].detach().mean())
         return Operation(
@@ -204,9 +224,17 @@ class Tracer(TorchFunctionMode):
             given=tuple(data[0].shape),
             sizes=tuple(t.numel() for t in data),
             activation=ops.activation_of(name, settings) if kind == "activation" else None,
-            fans=_fans(name, given) if kind == "layer" else None,
-            weight=self._names.get(id(given.get("weight")), ""),
+            fans=weights and weights.fans,
+            weight=weight,
+            channel_dim=weights.channel_dim if weights else -1,
+            units=weights.units if weights else 0,
         )
+
+    def _path_of(self, weight: str) -> str:
+        """The module that runs, or the one inside it that has the weight, where that one is not called itself (the output
+        projection of nn.MultiheadAttention)."""
+        running, owner = self._module_stack[-1], weight.rpartition(".")[0]
+        return owner if owner.startswith(f"{running}." if running else "") else running
 
     def _with_call(self, operation: Operation, func, data: Sequence[Tensor], args, kwargs) -> Operation:
         """What an elementwise operation computes, and how many constant tensors take part in anything but a layer."""
@@ -231,17 +259,17 @@ class Tracer(TorchFunctionMode):
     def _stage_of(self, operation: int) -> int:
         return NETWORK_INPUT if operation < 0 else self.operations[operation].stage
 
-    def _tell_before(self, operation: Operation, data: Sequence[Tensor], args, kwargs) -> None:
+    def _tell_before(self, operation: Operation, data: Sequence[Tensor], args, kwargs, weights: Weights | None) -> None:
         """Tensors that cross from one stage into another are the outputs of the stage they leave."""
         for tensor, (origin, _) in zip(data, operation.sources, strict=True):
             if self._stage_of(origin) != operation.stage:
                 self.observer.stage_output(origin, self._stage_of(origin), tensor)
         if operation.constants == 1 and operation.kind in ("add", "multiply"):
             self.observer.constant(operation, *self._constants(operation.kind, data, args, kwargs))
-        given = ops.arguments_of(operation.name, args, kwargs)
-        if operation.kind == "layer":
-            self.observer.layer(operation, given.get("weight"), given.get("bias"))
+        if weights is not None:
+            self.observer.layer(operation, weights.weight, weights.bias)
         if operation.kind == "normalization":
+            given = ops.arguments_of(operation.name, args, kwargs)
             self.observer.normalization(operation, given.get("weight"), given.get("bias"))
         if operation.kind == "activation" and data:
             self.observer.activation(operation, data[0])
@@ -267,14 +295,3 @@ class Tracer(TorchFunctionMode):
         source = max((self._stage_of(i) for i in members[0].inputs), default=NETWORK_INPUT)
         joined = {self._stage_of(i) for op in members[1:] for i in op.inputs} - {index}
         return Stage(index, module, call, members, source, tuple(sorted(joined)))
-
-
-def _fans(name: str, given: dict[str, Any]) -> Fans | None:
-    weight = given.get("weight")
-    if not isinstance(weight, Tensor) or weight.ndim < 2:
-        return None
-    if name == "linear":
-        return linear_fans(weight.shape)
-    stride, groups = given.get("stride", 1), given.get("groups", 1)
-    stride = stride if isinstance(stride, (tuple, list)) else (stride,) * (weight.ndim - 2)
-    return convolution_fans(weight.shape, tuple(stride), groups, transposed=name in ops.TRANSPOSED)
