@@ -108,10 +108,10 @@ class Tracer(TorchFunctionMode):
     # ---------------------------------------------------------------- one operation
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if self._sharded and called_by_fsdp():
-            return func(*args, **kwargs)
         name = ops.name_of(func)
         tensors = tensors_in([args, kwargs])
+        if self._sharded and called_by_fsdp():
+            return self._same_origin(tensors, func(*args, **kwargs))
         if ops.is_silent(name) or not tensors:
             return self._silent(name, tensors, func(*args, **kwargs))
         if self.in_loss:
@@ -168,12 +168,18 @@ class Tracer(TorchFunctionMode):
             self._names.setdefault(id(tensor), "")
         return self._names.get(id(tensor))
 
+    def _same_origin(self, tensors: Sequence[Tensor], result: Any) -> Any:
+        """What FSDP2 hands on comes from where it came from."""
+        if isinstance(result, Tensor) and tensors and tensors[0] in self._producers:
+            self._producers[result] = self._producers[tensors[0]]
+        return result
+
     def _silent(self, name: str, tensors: Sequence[Tensor], result: Any) -> Any:
         """A property that is a tensor (x.T, x.real) has the origin of its owner; a constant is fixed."""
         if isinstance(result, Tensor) and result not in self._producers:
             if name == "get" and tensors and tensors[0] in self._producers:
-                self._producers[result] = self._producers[tensors[0]]
-            elif name not in ops.RANDOM:
+                return self._same_origin(tensors, result)
+            if name not in ops.RANDOM:
                 self._note_derived(result, self._parameters_of(tensors) if name == "get" else ())
         return result
 
