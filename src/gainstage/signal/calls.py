@@ -38,6 +38,19 @@ def _never(*_tensors: Any) -> bool:
     return False
 
 
+_AUGMENTED = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "and", "or", "xor")}
+
+
+def written(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The tensor that a call writes into: x[mask] = value, x += y, x.mul_(y), relu(x, inplace=True); None for other calls."""
+    name = getattr(func, "__name__", "")
+    in_place = name in _AUGMENTED or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+    if (in_place or kwargs.get("inplace")) and args and isinstance(args[0], Tensor):
+        return args[0]
+    out = kwargs.get("out")
+    return out if isinstance(out, Tensor) else None
+
+
 def called_by_fsdp(depth: int = 12) -> bool:
     """True for what FSDP2 does by itself while a module runs: it gathers shards, which is no operation of the network."""
     frame = sys._getframe(1)

@@ -14,7 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from gainstage.program import tensors_in
 from gainstage.signal import operations as ops
-from gainstage.signal.calls import body_of, called_by_fsdp, is_number, recorded
+from gainstage.signal.calls import body_of, called_by_fsdp, is_number, recorded, written
 from gainstage.signal.graph import NETWORK_INPUT, Graph, Operation, Stage
 from gainstage.signal.layers import Weights, weights_of
 from gainstage.theory.composition import Slot, Step
@@ -131,6 +131,10 @@ class Tracer(TorchFunctionMode):
         weights = weights_of(name, args, kwargs, lambda t: t not in self._producers and bool(self._parameters_of([t])))
         operation = self._open(name, data, parameters, args, kwargs, weights)
         operation = self._with_call(operation, func, data, args, kwargs)
+        target = written(func, args, kwargs)
+        whole = None if target is None else target._base
+        if whole is not None and target is not None and whole.numel() > target.numel():
+            operation = replace(operation, kind="scatter", call=None)  # of what is behind, only a part was changed
         self._tell_before(operation, data, args, kwargs, weights)
         result = func(*args, **kwargs)
         if operation.kind == "loss":
@@ -144,6 +148,8 @@ class Tracer(TorchFunctionMode):
         self.operations.append(operation)
         for number, tensor in enumerate(outputs):
             self._producers[tensor] = (operation.index, number)
+        if whole is not None:
+            self._producers[whole] = (operation.index, 0)
         if operation.kind == "layer":
             self.observer.layer_output(operation, outputs[0])
         if operation.kind == "activation":
