@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
 from gainstage.data import Source, as_source
@@ -232,14 +233,25 @@ def check_batch(x: Any, y: Any) -> int:
     for what, value in (("inputs", x), ("targets", y)):
         for tensor in tensors_in(value):
             _check_finite(what, tensor)
-    tensor = next(iter(tensors_in(x)), None)
-    samples = 0 if tensor is None or tensor.ndim == 0 else len(tensor)
+    samples = _samples(x, y)
     if samples < 2:
         raise BadInput(
             f"a batch of {samples} sample{'s' * (samples != 1)} cannot be measured: "
             "the signal is what differs between samples; give at least two"
         )
     return samples
+
+
+def _samples(x: Any, y: Any) -> int:
+    """Sequences of a packed batch; tensors in a list of samples of their own sizes, as many as there are targets; else the
+    length of the first tensor."""
+    if isinstance(x, PackedSequence):
+        return int(x.batch_sizes[0])
+    first, targets = next(iter(tensors_in(x)), None), next(iter(tensors_in(y)), None)
+    size = 0 if first is None or first.ndim == 0 else len(first)
+    parts = [part for part in x if isinstance(part, list)] if isinstance(x, tuple) else []
+    lists = targets is not None and targets.ndim and size != len(targets) and any(len(p) == len(targets) for p in parts)
+    return len(targets) if lists and targets is not None else size
 
 
 def _check_finite(what: str, tensor: Tensor) -> None:

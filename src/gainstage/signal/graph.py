@@ -141,7 +141,8 @@ class Graph:
         return [self._stage_of(index) for index in made if self._stage_of(index) != stage] or [here.source]
 
     def leaving(self, stage: int) -> int | None:
-        """The operation that made the last tensor which leaves a stage; None where none does."""
+        """The operation that made the last tensor which leaves a stage; None where none does. A single number, such as a loss,
+        is no signal."""
         return self._leaving.get(stage)
 
     def output_of(self, stage: Stage) -> int:
@@ -151,10 +152,11 @@ class Graph:
 
     @cached_property
     def _leaving(self) -> dict[int, int]:
-        last = {self._stage_of(index): index for index in sorted(self.outputs)}
+        signals = {op.index for op in self.operations if op.shape}
+        last = {self._stage_of(index): index for index in sorted(self.outputs) if index < 0 or index in signals}
         for op in self.operations:
-            for index in op.inputs:
-                if index >= 0 and self._stage_of(index) != op.stage:
+            for index in signals.intersection(op.inputs):
+                if self._stage_of(index) != op.stage:
                     last[self._stage_of(index)] = max(index, last.get(self._stage_of(index), index))
         return last
 
