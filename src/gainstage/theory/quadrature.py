@@ -54,9 +54,14 @@ def expectation(function: Function, variance: float = 1.0, breaks: Sequence[floa
     return float((weights * function(z)).sum())
 
 
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def derivative(function: Function, z: Tensor) -> Tensor:
     """f'(z) elementwise by automatic differentiation; zeros where the function does not depend on z."""
-    with torch.enable_grad():
+    # hooks of our own, so that activation checkpointing around us does not take this for a part of the network
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
         z = z.detach().requires_grad_(True)
         value = function(z)
         if not value.requires_grad:
