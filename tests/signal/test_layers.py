@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gainstage as gs
-from gainstage.signal import NETWORK_INPUT, measure, trace
+from gainstage.signal import NETWORK_INPUT, measure, predict, trace
 from tests.networks import Function
 from tests.tools import blobs, generator, normal, quiet
 
@@ -78,21 +78,20 @@ def test_a_product_of_two_signals_is_no_layer_and_one_with_a_constant_neither():
 
 def test_a_product_is_measured_and_predicted_as_the_linear_layer_that_it_is():
     x, y = blobs()
-    weight, bias = 0.2 * normal(20, 6), normal(6)
-    product = Product((20, 6), lambda s, x: torch.addmm(s.bias, x, s.weight))
-    linear = quiet(lambda: nn.Linear(20, 6))
+    weight, bias = 0.2 * normal(20, 40), normal(40)
+    product = Product((20, 40), lambda s, x: torch.addmm(s.bias, x, s.weight))
+    linear = quiet(lambda: nn.Linear(20, 40))
     with torch.no_grad():
-        for mine, values in (
-            (product.weight, weight),
-            (linear.weight, weight.T),
-            (product.bias, bias),
-            (linear.bias, bias),
-        ):
-            mine.copy_(values)
+        for model, values in ((product, weight), (linear, weight.T)):
+            model.weight.copy_(values)
+            model.bias.copy_(bias)
     ledgers = [measure(model, LOSS, (x, y))[1] for model in (product, linear)]
     for name in ("signal", "offset", "gain", "expected_gain", "gain_error", "gradient", "weight", "weight_gradient"):
         found, expected = (getattr(ledger.rows[0], name) for ledger in ledgers)
         assert found == pytest.approx(expected, rel=1e-5), name
+    offsets = [predict(model, x)[1].rows[0].offset for model in (product, linear)]
+    assert offsets[0] == pytest.approx(offsets[1])
+    assert offsets[0] == pytest.approx(float(bias.square().mean().sqrt()), rel=0.1)
 
 
 @pytest.mark.parametrize("scheme", ["auto", "exact", "isometric", "data"])

@@ -102,11 +102,7 @@ class Pointwise(Operator):
         try:
             inner = self.composed(fields)
             return super().through(fields) if inner is None else (propagation.evaluated(inner), [way_back(inner)])
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ):  # the function refuses some numbers: torch.where takes masks alone
+        except (RuntimeError, TypeError, ValueError):  # it refuses some numbers: torch.where takes masks alone
             return Unknown().through(fields)
 
     def composed(self, fields: Sequence[Field]) -> Field | None:
