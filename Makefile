@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 MARK := .venv/.installed
 
-.PHONY: demo test lint bench pictures clean
+.PHONY: demo test lint bench zoo pictures clean
 
 demo: $(MARK)-demo
 	$(BIN)/gainstage demo
@@ -22,6 +22,10 @@ bench: $(MARK)-test
 	$(BIN)/python -m benchmarks.check
 	$(BIN)/python -m benchmarks.fill
 
+zoo: $(MARK)-zoo
+	$(BIN)/python -m pytest tests/zoo
+	$(BIN)/python -m benchmarks.zoo
+
 pictures: $(MARK)-demo
 	$(BIN)/python docs/pictures.py
 
@@ -31,6 +35,7 @@ clean:
 # one mark for each set of extras; made anew when the pins or the package's metadata change
 $(MARK)-demo: EXTRAS = demo
 $(MARK)-test: EXTRAS = test
+$(MARK)-zoo: EXTRAS = zoo
 $(MARK)-lint: EXTRAS = lint,frames,demo
 $(MARK)-%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -1,8 +1,11 @@
 """Programs: what can be handed over, what is refused in one sentence, and how model and loss are called."""
 
 import threading
+from collections import UserDict
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from gainstage.data.sources import FromDataset, FromLoader, InMemory
 from gainstage.errors import BadInput, MissingExtra
-from gainstage.program import Program, as_program, check_batch, run_loss, run_model, shape_of, tensors_in
+from gainstage.program import Program, as_program, check_batch, loss_inside, run_loss, run_model, shape_of, tensors_in
 from tests.tools import blobs, normal, quiet
 
 X, Y = blobs(samples=6, features=4, classes=3)
@@ -120,7 +123,7 @@ def test_settings_come_on_top_of_a_whole_program_without_changing_it():
     [
         ((layer(),), "give model, loss and data, or a Program"),
         ((layer(), CROSS_ENTROPY), "give model, loss and data, or a Program"),
-        ((layer(), None, (X, Y)), "give model, loss and data, or a Program"),
+        ((layer(), None, None), "give model, loss and data, or a Program"),
         ((program(), CROSS_ENTROPY), "give either a Program or model, loss and data, not both"),
         ((program(), None, (X, Y)), "give either a Program or model, loss and data, not both"),
     ],
@@ -170,6 +173,66 @@ def test_a_packed_sequence_is_one_input():
     model = quiet(lambda: nn.RNN(3, 4))
     output, _ = run_model(model, pack_sequence([torch.zeros(2, 3), torch.zeros(1, 3)]))
     assert output.data.shape == (3, 4)
+
+
+class Batch(UserDict):
+    """A mapping that is no dict, as transformers' tokenisers put them out."""
+
+
+@pytest.mark.parametrize("kind", [dict, Batch])
+def test_a_forward_pass_that_takes_one_dictionary_gets_it_whole(kind):
+    x = kind({"first": torch.ones(2), "second": torch.zeros(2)})
+    assert run_model(Forward(lambda batch: batch["first"] - batch["second"]), x).tolist() == [1, 1]
+    assert run_model(Forward(lambda first, second: first - second), x).tolist() == [1, 1]
+    assert run_model(Forward(lambda first, **others: first - others["second"]), x).tolist() == [1, 1]
+    single = kind({"batch": torch.ones(2)})
+    assert run_model(Forward(lambda batch: batch * 2), single).tolist() == [2, 2], "names come first"
+
+
+def test_a_name_that_the_forward_pass_does_not_have_is_named():
+    model = Forward(lambda first, second: first)
+    assert "unexpected keyword argument 'third'" in refusal(run_model, model, {"first": X, "third": X})
+
+
+class Scored(NamedTuple):
+    """What a network may put out."""
+
+    logits: torch.Tensor
+    loss: torch.Tensor | None = None
+
+
+@dataclass
+class Slotted:
+    """Without a __dict__."""
+
+    __slots__ = ("logits", "loss")
+    logits: torch.Tensor
+    loss: torch.Tensor
+
+
+LOSS = torch.tensor(0.5)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [Scored(X, LOSS), Slotted(X, LOSS), {"logits": X, "loss": LOSS}, Batch(loss=LOSS, logits=X), (X, LOSS), LOSS,
+     {"loss": LOSS, "auxiliary": torch.tensor(1.0)}],
+    ids=["named tuple", "dataclass", "dict", "mapping", "tuple", "number", "two numbers"],
+)  # fmt: skip
+def test_the_loss_that_the_network_has_computed_is_found(output):
+    assert loss_inside(output) is LOSS
+
+
+@pytest.mark.parametrize(
+    "output", [X, Scored(X), (LOSS, LOSS), {"a": LOSS, "b": LOSS}], ids=["none", "None", "two", "losses"]
+)
+def test_no_loss_or_several_are_refused(output):
+    assert "no loss was given, and the model's output does not hold one" in refusal(loss_inside, output)
+
+
+def test_a_loss_that_is_left_out_is_the_networks_own():
+    model = Forward(lambda x, labels: {"loss": F.cross_entropy(x @ torch.eye(4), labels)})
+    assert as_program(model, data=({"x": X, "labels": Y}, Y)).loss is loss_inside
 
 
 @pytest.mark.parametrize("output", [{"logits": X}, [X, None], (X, {"extra": 1})], ids=["dict", "list", "tuple"])
@@ -340,6 +403,13 @@ def test_a_batch_counts_its_samples(x, samples):
     assert check_batch(x, Y) == samples
 
 
+def test_packed_sequences_and_lists_of_samples_are_counted_by_the_sample():
+    assert check_batch(pack_sequence([torch.zeros(4, 3), torch.zeros(2, 3)]), Y[:2]) == 2
+    pictures = [torch.zeros(3, 8, 8), torch.zeros(3, 6, 7)]
+    assert check_batch((pictures, [{"boxes": torch.zeros(5, 4)}] * 2), Y[:2]) == 2
+    assert check_batch(([X, X[:3]],), Y) == 6, "a list of batches"
+
+
 @pytest.mark.parametrize(
     ("x", "expected"),
     [(X[:1], "a batch of 1 sample cannot"), (X[:0], "a batch of 0 samples cannot"), (X.sum(), "a batch of 0 samples")],
@@ -372,6 +442,8 @@ def test_tensors_are_found_in_a_nesting_in_order():
     a, b, c = (torch.tensor(float(i)) for i in range(3))
     assert [float(t) for t in tensors_in({"x": (a, [b, "text"]), "y": {"z": c}, "n": None})] == [0, 1, 2]
     assert tensors_in("text") == []
+    assert [float(t) for t in tensors_in(Slotted(a, Batch(b=b, c=Scored(c))))] == [0, 1, 2]
+    assert [len(t) for t in tensors_in(pack_sequence([torch.zeros(2, 3), torch.zeros(1, 3)]))] == [3, 2]
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from gainstage.display import Displayed
 from gainstage.errors import BadInput
+from gainstage.initialization import materialize
 from gainstage.program import Program, as_program, check_batch, tensors_in
 from gainstage.rules import DEPTHS, Context, Depth, Finding, can_speak, choose, flatten, run_rules
 from gainstage.signal import Graph, Ledger, Prediction, measure, predict
+from gainstage.signal.untouched import has_lazy_layers
 
 SAMPLES = 256  # measured in preflight: a dead unit is then known to fire on fewer than 1.2 % of the inputs
 LEVELS = DEPTHS[:3]
@@ -67,8 +69,11 @@ def check(
 ) -> Checkup:
     """Measure one network on real data and list what is wrong with it; leaves no trace on anything.
 
-    model: an nn.Module, or a whole Program. loss: called as loss(output, targets). data: (x, y) tensors or arrays, a
-    Dataset or a DataLoader. level: "static" (graph and weights), "preflight" (one batch forward and backward) or "trial".
+    model: an nn.Module, or a whole Program; one wrapped by torch.compile, DataParallel or DistributedDataParallel is
+    measured bare. loss: called as loss(output, targets); left out, the loss that the forward pass has computed itself:
+    output.loss, output["loss"], or the only number it puts out. data: (x, y) tensors or arrays, a dictionary with the
+    inputs and their "labels", a Dataset or a DataLoader. level: "static" (graph and weights), "preflight" (one
+    batch forward and backward) or "trial".
     select, ignore: rules by code, prefix or name. seed: which samples are measured. The modules are measured in the
     train or eval mode they are in.
     Raises BadInput, in one sentence, when something handed in cannot be used.
@@ -86,6 +91,7 @@ def check_program(
     seed: int = 0,
 ) -> Checkup:
     """The same for a Program."""
+    program = program.bare()
     depth = _depth(level)
     rules = choose(select, ignore)
     if select is not None and not any(can_speak(rule, depth) for rule in rules):
@@ -93,6 +99,8 @@ def check_program(
     _check_values("the model's weights", (*program.model.parameters(), *program.model.buffers()), EMPTY)
     batch = program.source.sample(max(SAMPLES, program.batch_size or 0), seed)
     _check_values("the data", tensors_in(batch), "give data that hold values")
+    if has_lazy_layers(program.model):
+        program = _with_shapes(program, batch[0])
     if depth == "static":
         check_batch(*batch)
         (graph, prediction), ledger = predict(program.model, batch[0]), None
@@ -109,6 +117,13 @@ def check_program(
 def _check_values(what: str, tensors: Iterable[Tensor], remedy: str) -> None:
     if any(tensor.is_meta for tensor in tensors):
         raise BadInput(f"{what} are on the meta device, where tensors have no values to measure; {remedy}")
+
+
+def _with_shapes(program: Program, x: Any) -> Program:
+    """A twin whose lazy layers have taken their shapes from the inputs; the user's own stay as they are."""
+    twin = program.copy()
+    materialize(twin.model, x)
+    return twin
 
 
 def _depth(level: str) -> Depth:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gainstage.initialization import weight_of
+from gainstage.initialization import weight_of, whole
 from gainstage.signal import Graph, Stage
 
 SIGMAS = 5.0
@@ -30,7 +30,7 @@ def is_untrained(model: nn.Module, graph: Graph) -> bool:
 def looks_drawn(weight: Tensor) -> bool:
     """True when a weight matrix looks like independent draws: equally strong rows and columns, and no direction that
     stands out. All-equal weights and matrices of fewer than four rows or columns count as drawn."""
-    matrix = weight.detach().flatten(1).double()
+    matrix = whole(weight).flatten(1).double()
     matrix = matrix - matrix.mean()
     if float(matrix.abs().max()) == 0 or min(matrix.shape) < LEAST:
         return True
@@ -81,7 +81,7 @@ def _norm_looks_new(module: nn.Module) -> bool:
     if not isinstance(module, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)):
         return True
     counted = getattr(module, "num_batches_tracked", None)
-    own = [parameter.detach().flatten() for parameter in (module.weight, module.bias) if parameter is not None]
+    own = [whole(parameter).flatten() for parameter in (module.weight, module.bias) if parameter is not None]
     return (counted is None or int(counted) == 0) and all(map(_all_equal, own))
 
 
@@ -89,7 +89,7 @@ def _bias_looks_drawn(model: nn.Module, stage: Stage, weight: Tensor) -> bool:
     """All biases alike (as every initialiser but torch's default leaves them), or uniform on +-1/sqrt(fan_in), the
     default of torch's layers."""
     parameters = [model.get_parameter(name) for name in stage.layer.parameters]
-    vectors = [parameter.detach() for parameter in parameters if parameter.ndim == 1]
+    vectors = [whole(parameter) for parameter in parameters if parameter.ndim == 1]
     bound = 1 / math.sqrt(weight[0].numel())
     return all(
         _all_equal(vector) or (float(vector.abs().max()) <= bound * 1.0001 and _wide(vector, bound))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
 from gainstage.data import Source, as_source
@@ -23,8 +25,10 @@ Loss = Callable[[Any, Any], Tensor]
 class Program:
     """A model with its loss, its data and, optionally, what trains it.
 
-    model: an nn.Module called with the inputs (a tuple as positional, a dict as keyword arguments).
-    loss: called as loss(output, targets), returns one number.
+    model: an nn.Module called with the inputs (a tuple as positional, a dict as keyword arguments, or whole where the
+    forward pass takes one dict).
+    loss: called as loss(output, targets) with the model's whole output, returns one number; loss_inside takes the one that
+    the forward pass has computed.
     data, valid: (x, y) tensors or arrays, a Dataset or a DataLoader.
     optimizer: a name, a torch.optim.Optimizer on the model's parameters, or a callable that takes the parameters.
     Remedies change a program in place and hand back how to undo it. Raises BadInput where a part cannot be used.
@@ -65,6 +69,11 @@ class Program:
             raise BadInput(f"the model cannot be copied for a trial ({error}); use level='preflight'") from error
         return replace(self, model=model, loss=loss, optimizer=optimizer)
 
+    def bare(self) -> Program:
+        """The same with the model itself in place of what is wrapped around it; see unwrapped."""
+        model = unwrapped(self.model)
+        return self if model is self.model else replace(self, model=model)
+
     def make_optimizer(self) -> Optimizer:
         """The optimiser instance on the model's parameters."""
         return make_optimizer(self.optimizer, self.model)
@@ -81,16 +90,40 @@ def as_program(model: Any, loss: Any = None, data: Any = None, **settings: Any) 
         if loss is not None or data is not None:
             raise BadInput("give either a Program or model, loss and data, not both")
         return replace(model, **given) if given else model
-    if loss is None or data is None:
+    if data is None:
         raise BadInput("a model is measured with its loss on its data: give model, loss and data, or a Program")
-    return Program(model, loss, data, **given)
+    return Program(model, loss_inside if loss is None else loss, data, **given)
+
+
+def loss_inside(output: Any, _targets: Any = None) -> Tensor:
+    """The loss that a model has computed in its forward pass: output.loss, output["loss"], or the only number among what it
+    put out; BadInput where there is none."""
+    named = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    numbers = (
+        [named] if isinstance(named, Tensor) else [t for t in tensors_in(output) if t.numel() == 1 and t.ndim == 0]
+    )
+    if len(numbers) != 1:
+        raise BadInput(
+            "no loss was given, and the model's output does not hold one (output.loss, output['loss'], or one number); "
+            "give loss=, called as loss(output, targets)"
+        )
+    return numbers[0]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module itself, where torch.compile, DataParallel or DistributedDataParallel is wrapped around it."""
+    if type(model).__name__ == "OptimizedModule":  # known by its name: to import its type takes longer than a check
+        return unwrapped(model.get_submodule("_orig_mod"))
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrapped(model.module)
+    return model
 
 
 def run_model(model: nn.Module, x: Any) -> Any:
     """The model's output for a batch of inputs; BadInput when forward raises or returns no tensor."""
     _check_devices(model, x)
     try:
-        output = model(*x) if type(x) in (tuple, list) else model(**x) if isinstance(x, dict) else model(x)
+        output = _called(model, x)
     except GainstageError:
         raise
     except Exception as error:
@@ -100,6 +133,26 @@ def run_model(model: nn.Module, x: Any) -> Any:
     if not tensors_in(output):
         raise BadInput(f"the model must return a tensor, but its forward returned {_kind(output)}; return the output")
     return output
+
+
+def _called(model: nn.Module, x: Any) -> Any:
+    if type(x) in (tuple, list):
+        return model(*x)
+    if isinstance(x, Mapping) and not _takes_whole(model, x):
+        return model(**x)
+    return model(x)
+
+
+def _takes_whole(model: nn.Module, x: Mapping[str, Any]) -> bool:
+    """True for a forward pass that has no such keywords, but one place for a dictionary."""
+    signature = inspect.signature(model.forward)
+    for arguments, keywords in (((), x), ((x,), {})):
+        try:
+            signature.bind(*arguments, **keywords)
+            return bool(arguments)
+        except TypeError:
+            continue
+    return False
 
 
 def run_loss(loss: Loss, output: Any, y: Any, within: AbstractContextManager | None = None) -> Tensor:
@@ -126,15 +179,16 @@ def _one_line(error: Exception) -> str:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors in a nesting of tuples (named ones and PackedSequence too), lists, dicts and dataclasses."""
+    """All tensors in a nesting of tuples (named ones and PackedSequence too), lists, mappings (a batch of transformers too)
+    and dataclasses."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, (tuple, list)):
         return [tensor for item in value for tensor in tensors_in(item)]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return [tensor for item in value.values() for tensor in tensors_in(item)]
     if is_dataclass(value) and not isinstance(value, type):
-        return [tensor for item in vars(value).values() for tensor in tensors_in(item)]
+        return [tensor for field in fields(value) for tensor in tensors_in(getattr(value, field.name, None))]
     return []
 
 
@@ -179,14 +233,25 @@ def check_batch(x: Any, y: Any) -> int:
     for what, value in (("inputs", x), ("targets", y)):
         for tensor in tensors_in(value):
             _check_finite(what, tensor)
-    tensor = next(iter(tensors_in(x)), None)
-    samples = 0 if tensor is None or tensor.ndim == 0 else len(tensor)
+    samples = _samples(x, y)
     if samples < 2:
         raise BadInput(
             f"a batch of {samples} sample{'s' * (samples != 1)} cannot be measured: "
             "the signal is what differs between samples; give at least two"
         )
     return samples
+
+
+def _samples(x: Any, y: Any) -> int:
+    """Sequences of a packed batch; tensors in a list of samples of their own sizes, as many as there are targets; else the
+    length of the first tensor."""
+    if isinstance(x, PackedSequence):
+        return int(x.batch_sizes[0])
+    first, targets = next(iter(tensors_in(x)), None), next(iter(tensors_in(y)), None)
+    size = 0 if first is None or first.ndim == 0 else len(first)
+    parts = [part for part in x if isinstance(part, list)] if isinstance(x, tuple) else []
+    lists = targets is not None and targets.ndim and size != len(targets) and any(len(p) == len(targets) for p in parts)
+    return len(targets) if lists and targets is not None else size
 
 
 def _check_finite(what: str, tensor: Tensor) -> None:

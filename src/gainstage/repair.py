@@ -18,6 +18,7 @@ from gainstage.errors import GainstageError
 from gainstage.program import Program, as_program
 from gainstage.remedies import REGISTRY, CannotApply, Remedy, Treatment
 from gainstage.rules import Finding, flatten
+from gainstage.signal.untouched import check_shapes
 from gainstage.trial import redraw, train_briefly
 
 TRIAL_SEEDS = 3
@@ -150,6 +151,8 @@ def fix(
     Other arguments and errors are those of check().
     """
     program = as_program(model, loss, data, optimizer=optimizer, batch_size=batch_size, epochs=epochs, valid=valid)
+    program = program.bare()
+    check_shapes(program.model)
     doctor = _Doctor(
         program, {"level": level, "select": _tuple(select), "ignore": _tuple(ignore), "seed": seed}, unsafe
     )

@@ -1,5 +1,7 @@
 """Sources: whatever a user calls data becomes batches that hold every sample once, in an order that a seed decides."""
 
+from collections import UserDict
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -189,6 +191,33 @@ def test_inputs_may_be_a_nesting_of_tensors():
         assert torch.equal(first[:, 0].long(), targets)
         assert torch.equal(second, first + 1)
         assert torch.equal(third, first + 2)
+
+
+@pytest.mark.draws
+def test_a_dictionary_with_labels_is_inputs_and_targets():
+    batch = {"input_ids": torch.arange(12).reshape(6, 2), "labels": torch.arange(6)}
+    for data in (batch, UserDict(batch)):
+        x, y = as_source(data).sample(4, seed=0)
+        assert set(x) == set(batch)
+        assert torch.equal(x["labels"], y)
+        assert torch.equal(x["input_ids"], 2 * y[:, None] + torch.arange(2))
+    items = [{"input_ids": torch.tensor([i, i]), "labels": i} for i in range(6)]
+    for data in (items_of(items), DataLoader(items, batch_size=3)):
+        x, y = next(iter(as_source(data).batches(3)))
+        assert torch.equal(x["input_ids"][:, 0], y)
+    with pytest.raises(BadInput, match="data must be"):
+        as_source({"input_ids": torch.arange(6)})
+
+
+def items_of(items):
+    class Items(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(items)
+
+        def __getitem__(self, index):
+            return items[index]
+
+    return Items()
 
 
 def test_a_loader_keeps_its_batch_size_and_order():

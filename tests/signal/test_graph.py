@@ -8,8 +8,8 @@ from tests.networks import SqueezeExcitation, residual
 from tests.tools import normal, quiet
 
 
-def operation(index, name, kind, stage, inputs, shape=(8, 4), given=()):
-    return Operation(index, name, kind, "", stage, tuple((i, 0) for i in inputs), (), {}, given, shape=shape)
+def operation(index, name, kind, stage, inputs, shape=(8, 4), **more):
+    return Operation(index, name, kind, "", stage, tuple((i, 0) for i in inputs), (), {}, shape=shape, **more)
 
 
 def stage(index, source, skips=(), operations=None, module="a", call=0):
@@ -52,9 +52,9 @@ def test_a_description_names_each_operation_once_and_leaves_reshapes_out():
     assert stage(0, NETWORK_INPUT, operations=operations).description == "conv2d + relu"
 
 
-def test_units_stand_in_dimension_one_behind_a_convolution_and_last_otherwise():
-    assert operation(0, "conv2d", "layer", 0, (), (8, 3, 5, 5)).channels == 3
-    assert operation(0, "conv_transpose1d", "layer", 0, (), (8, 3, 5)).channels == 3
+def test_units_stand_where_the_layer_says_and_last_otherwise():
+    assert operation(0, "conv2d", "layer", 0, (), (8, 3, 5, 5), channel_dim=1).channels == 3
+    assert operation(0, "matmul", "layer", 0, (), (8, 3, 5), channel_dim=-2).channels == 3
     assert operation(0, "linear", "layer", 0, (), (8, 3, 5)).channels == 5
 
 

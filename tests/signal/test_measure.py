@@ -241,9 +241,12 @@ def test_tokens_and_their_padding():
     x = torch.arange(60).reshape(20, 3) % 11
     graph, ledger = measure(quiet(Tokens), LOSS, (x, torch.arange(20) % 3))
     assert "ne" not in [op.name for op in graph.operations], "numbers of tokens are no signal, nor is what is compared"
-    assert ledger.source.name == "(in front)"
-    assert ledger.rows[0].gain == pytest.approx(ledger.rows[0].signal / ledger.source.signal)
-    assert set(ledger.unknown) == {"embedding in embedding", "sum in (model)"}
+    assert ledger.source is None, "numbers of tokens have no level"
+    assert [row.name for row in ledger.rows] == ["embedding", "hidden", "head"]
+    assert (ledger.rows[0].gain, ledger.rows[0].expected_gain) == (None, None)
+    assert ledger.rows[0].backward_gain is None
+    assert ledger.rows[1].gain == pytest.approx(ledger.rows[1].signal / ledger.rows[0].signal)
+    assert ledger.unknown == ()
 
 
 def test_a_nested_input_and_one_that_is_not_used():

@@ -232,3 +232,20 @@ def test_tokens_have_their_positions_in_the_middle_where_a_linear_layer_takes_th
     (field,) = source_fields(graph, {("signal", -1): float(x.var(0).mean()), ("offset", -1): 0.0}, x).values()
     between = 0.5 * 17 / 3  # half the steps between two of 16 positions of a random walk
     assert field.gaps[0, -1] == pytest.approx(between, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "pick",
+    [
+        lambda z: z[z.sum(1) > -1e9],
+        lambda z: z.view_as(z * 2),
+        lambda z: F.layer_norm(z, (32,), weight=z.mean(0).exp()),
+    ],
+    ids=["rows by what is in them", "the shape of another", "a scale that is a signal"],
+)
+def test_what_theory_knows_of_one_tensor_alone_is_not_predicted_of_two(pick):
+    model = drawn(lambda: nn.Sequential(nn.Linear(20, 32), Function(pick), nn.Linear(32, 3)))
+    graph, ledger = measure(model, F.cross_entropy, (normal(64, 20), torch.arange(64) % 3))
+    assert any(len(op.sources) == 2 for op in graph.operations)
+    assert ledger.rows[0].signal is not None
+    assert ledger.rows[0].expected_gain is None

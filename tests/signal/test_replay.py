@@ -39,6 +39,15 @@ class Masked(nn.Module):
         return self.second(h.relu_())
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cells, self.head = nn.LSTM(20, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.cells(x)[0][:, -1])
+
+
 def weight_normed():
     model = deep(2, "tanh")
     torch.nn.utils.parametrizations.weight_norm(model.hidden1)
@@ -57,6 +66,8 @@ NETWORKS = {
     "in place": (Masked, (16, 20)),
     "computed weights": (weight_normed, (16, 20)),
     "constants": (lambda: nn.Sequential(nn.Linear(20, 3), Function(lambda z: z * torch.arange(3.0))), (16, 20)),
+    "attention": (lambda: nn.TransformerEncoderLayer(64, 4, 32, 0.0, batch_first=True), (8, 5, 64)),
+    "recurrent": (lambda: Recurrent(), (8, 5, 20)),
     "several outputs": (lambda: nn.Sequential(nn.Linear(20, 8), Function(lambda z: z.chunk(2, 1))), (16, 20)),
 }
 

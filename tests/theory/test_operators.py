@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from gainstage.theory import Slot, field, pointwise
+from gainstage.theory.composition import Step
 from gainstage.theory.field import unknown
 from gainstage.theory.operators import (
     Attention,
@@ -299,3 +300,11 @@ def test_the_way_back_through_what_is_always_the_same_needs_no_level():
         (View(0.25), 0.25),
     ):
         assert operator.through([NOTHING])[1][0].factor == pytest.approx(factor)
+
+
+def test_a_function_that_refuses_numbers_is_no_prediction():
+    """torch.where takes masks alone, and a mask that came in from outside is no function of a level."""
+    chosen = Pointwise(Step(torch.where, (Slot(0), 1.0, 0.0)))
+    after, (edge,) = chosen.through([field(1.0, 0.5, 2)])
+    assert not after.known
+    assert math.isnan(edge.factor)

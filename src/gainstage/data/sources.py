@@ -59,8 +59,9 @@ def as_source(data: Any) -> Source:
         return FromLoader(data)
     if isinstance(data, Dataset) or _looks_like_dataset(data):
         return FromDataset(data)  # type: ignore[arg-type]
-    if isinstance(data, (tuple, list)) and len(data) == 2:
-        return InMemory.of(*data)
+    pair = _pair(data)
+    if pair is not None:
+        return InMemory.of(*pair)
     raise BadInput(f"data must be (x, y) arrays, a Dataset or a DataLoader, not {_describe(data)}")
 
 
@@ -223,16 +224,25 @@ def generators_kept(loader: DataLoader) -> Iterator[None]:
 
 
 def _as_pair(batch: Any, what: str) -> Batch:
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
-    raise BadInput(f"each item of the {what} must be (inputs, targets), got {_describe(batch)}")
+    pair = _pair(batch)
+    if pair is None:
+        raise BadInput(f"each item of the {what} must be (inputs, targets), got {_describe(batch)}")
+    return pair
+
+
+def _pair(batch: Any) -> Batch | None:
+    """Inputs and targets; of a dictionary all it holds and its "labels", from which transformers' models compute their loss
+    themselves. None for anything else."""
+    if isinstance(batch, Mapping) and "labels" in batch:
+        return dict(batch), batch["labels"]
+    return (batch[0], batch[1]) if isinstance(batch, (tuple, list)) and len(batch) == 2 else None
 
 
 def _map(value: Any, function) -> Any:
     """Apply to every leaf of a tuple or dict of tensors (a list is an array to be)."""
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
         return tuple(_map(item, function) for item in value)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _map(item, function) for key, item in value.items()}
     return function(value)
 
@@ -240,6 +250,6 @@ def _map(value: Any, function) -> Any:
 def _leaves(value: Any) -> list[Tensor]:
     if isinstance(value, tuple):
         return [leaf for item in value for leaf in _leaves(item)]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return [leaf for item in value.values() for leaf in _leaves(item)]
     return [value]

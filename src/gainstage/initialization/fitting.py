@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gainstage.initialization.plans import OUTPUT_GAIN, branch_ends
-from gainstage.initialization.stages import current_weight, set_weight
+from gainstage.initialization.stages import current_weight, has_one_matrix, set_weight
 from gainstage.program import run_model
 from gainstage.signal import Graph, Operation, Stage, untouched
 from gainstage.signal.observer import Observer
@@ -55,7 +55,7 @@ class _Fitter(Observer):
     def layer_output(self, operation: Operation, output: Tensor) -> None:
         """A layer has put out `output`."""
         stage = self.graph.stages[operation.stage]
-        if len(output) < 2 or not self._is_first_use(stage.layer):
+        if len(output) < 2 or not has_one_matrix(self.model, stage) or not self._is_first_use(stage.layer):
             return
         signal, offset = map(float, signal_and_offset(output))
         if not ROUNDING * offset < signal < math.inf:

@@ -15,10 +15,12 @@ from gainstage.initialization.fitting import fit_to_data
 from gainstage.initialization.inputs import EMBEDDINGS, checked_bias, checked_inputs, traced
 from gainstage.initialization.notes import on_slopes
 from gainstage.initialization.plans import Plan, check_names, is_gate, plan_for
-from gainstage.initialization.stages import bias_of, current_weight, follower, set_weight, weight_of
+from gainstage.initialization.stages import bias_of, current_weight, follower, has_one_matrix, set_weight, weight_of
 from gainstage.nn.blocks import Block, assign, blocks_of, fans_of, value_of
 from gainstage.nn.initializers import check_distribution, check_variance, fill
+from gainstage.program import unwrapped
 from gainstage.signal import Graph, Stage
+from gainstage.signal.operations import CONVOLUTIONS
 from gainstage.theory import GLOROT, LECUN, Scheme
 
 OTHERS = (*EMBEDDINGS, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
@@ -83,6 +85,7 @@ def initialize(
     """
     check_names(scheme, keep)
     check_distribution(distribution)
+    model = unwrapped(model) if isinstance(model, nn.Module) else model
     inputs = checked_inputs(model, data, scheme)
     graph = traced(model, inputs)
     bias = None if output_bias is None else checked_bias(model, graph, output_bias)
@@ -107,7 +110,7 @@ def initialize_stages(
     keep: str = "signal",
 ) -> Initialization:
     """The same for some stages of a graph that is already known."""
-    plans = [(stage, _checked_plan(graph, stage, scheme, keep)) for stage in stages if stage.layer.fans is not None]
+    plans = [(stage, _checked_plan(graph, stage, scheme, keep)) for stage in stages if has_one_matrix(model, stage)]
     rows, skipped, seen = [], [], set()
     for stage, plan in plans:
         key = stage.layer.weight or stage.layer.module
@@ -148,7 +151,7 @@ def _is_closed(graph: Graph, stage: Stage, weight: Tensor) -> bool:
 def _draw(model: nn.Module, stage: Stage, plan: Plan, weight: Tensor, distribution: str, generator) -> bool:
     values = torch.empty_like(weight, requires_grad=False)
     plan.draw(values, distribution, generator)
-    if plan.orthogonal_gain is not None and "transpose" in stage.layer.name:
+    if plan.orthogonal_gain is not None and stage.layer.name not in ("linear", *CONVOLUTIONS):
         # (in, out, *kernel): the rows that were made orthonormal are inputs, so the power of the outputs is put right here
         values *= plan.variance**0.5 / values.float().square().mean().sqrt()
     if not set_weight(model, stage, values):

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from gainstage.errors import BadInput
 from gainstage.initialization.stages import bias_of
@@ -16,6 +15,7 @@ from gainstage.program import check_batch, run_model, tensors_in
 from gainstage.randomness import preserved
 from gainstage.signal import NETWORK_INPUT, Graph, trace
 from gainstage.signal.example import example_inputs, trace_example
+from gainstage.signal.untouched import has_lazy_layers
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 SAMPLES = 256  # that the scheme "data" measures
@@ -26,7 +26,7 @@ def checked_inputs(model: Any, data: Any, scheme: str) -> Any:
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
         raise BadInput(f"the model must be a torch.nn.Module, got {what}")
-    lazy = any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers()))
+    lazy = has_lazy_layers(model)
     if data is None and scheme == "data":
         raise BadInput('the scheme "data" measures the network on a batch: give data=')
     if data is None and lazy:
@@ -37,7 +37,7 @@ def checked_inputs(model: Any, data: Any, scheme: str) -> Any:
     if scheme == "data":
         _check_measurable(model, inputs)
     if lazy:
-        _materialize(model, inputs)
+        materialize(model, inputs)
     return inputs
 
 
@@ -66,7 +66,7 @@ def _check_measurable(model: nn.Module, inputs: Any) -> None:
         )
 
 
-def _materialize(model: nn.Module, inputs: Any) -> None:
+def materialize(model: nn.Module, inputs: Any) -> None:
     """Give lazy layers their shapes by a pass that changes nothing else: in eval mode, without randomness of its own."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

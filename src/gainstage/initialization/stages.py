@@ -25,10 +25,24 @@ def follower(stage: Stage) -> str:
     return unknown.name if unknown else "softmax" if stage.first("softmax") else "none"
 
 
+def has_one_matrix(model: nn.Module, stage: Stage) -> bool:
+    """True for layers with one weight matrix; embeddings, recurrent layers and attention have matrices of their own kind."""
+    inside_attention = isinstance(model.get_submodule(stage.layer.module), nn.MultiheadAttention)
+    return stage.layer.fans is not None and not inside_attention
+
+
 def weight_of(model: nn.Module, stage: Stage) -> nn.Parameter | None:
-    """The layer's weight as a parameter of the model, or None where it is computed from others (weight norm)."""
-    found = model.get_parameter(stage.layer.weight) if stage.layer.weight else None
+    """The weight of a layer with one matrix as a parameter of the model, or None where it is computed from others (weight
+    norm)."""
+    named = stage.layer.weight and has_one_matrix(model, stage)
+    found = model.get_parameter(stage.layer.weight) if named else None
     return found if found is not None and found.ndim > 1 else None
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """A parameter's values, also of one that FSDP2 keeps in shards; every process must ask then."""
+    shards = getattr(parameter, "full_tensor", None)
+    return parameter.detach() if shards is None else shards().detach()
 
 
 def current_weight(model: nn.Module, stage: Stage) -> Tensor | None:

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from gainstage.nn.edits import Edits, has_other_hooks
 from gainstage.nn.flow import Flow
 from gainstage.signal import Operation
+from gainstage.signal import operations as ops
 
 COPIES = ("clone", "contiguous", "detach")  # operations that leave every number as it is
 
@@ -114,7 +115,7 @@ class Absorber:
     def _layer(self, operation: Operation, run: Operation) -> Layer:
         """The layer of an operation that reads what the normalisation puts out, or puts out what it reads."""
         layer, name = self.model.get_submodule(operation.module), self._name(operation)
-        if operation.kind != "layer":
+        if operation.name not in ops.DENSE:
             raise Refused(f"{name} stands there")
         if not isinstance(layer, Layer):
             raise Refused(f"{name} is called as a function")

@@ -4,7 +4,7 @@ and what stands between them."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from gainstage.nn.blocks import value_of
 from gainstage.nn.sample_moments import SampleMoments
 from gainstage.program import run_model
 from gainstage.signal import NETWORK_INPUT, Graph, Operation, Stage, untouched
+from gainstage.signal import operations as ops
 from gainstage.signal.example import trace_example
 from gainstage.signal.trace import Observer, Tracer
 
@@ -22,8 +23,8 @@ ACTIVATIONS, SEQUENTIAL, DENSE = "SELU behind every hidden layer", "sequential a
 DROPOUT, NORMALIZATION = "alpha dropout instead of dropout", "no normalisation between"
 CONVOLUTIONS, UNKNOWN = "convolutions", "unknown"  # against no condition: fine in practice, and cannot be told
 
-RECURRENT = {f"{name}{cell}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")}
-UNDERSTOOD = ("layer", "normalization", "activation", "add", "multiply", "pointwise")  # kinds that may have parameters
+UNDERSTOOD = ("normalization", "activation", "add", "multiply", "pointwise")  # kinds that may have parameters
+OPEN = ("unknown", "transform", "scatter", "reduce")  # kinds of which nobody has proved anything
 TYPES = {  # modules that speak against a condition, whatever is done with them
     SEQUENTIAL: (nn.RNNBase, nn.RNNCellBase),
     DENSE: (nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.MultiheadAttention),
@@ -68,6 +69,7 @@ def inspect(model: nn.Module, x: Any = None) -> Inspection:
         with untouched(model), torch.no_grad():
             model.train()
             graph, features = (trace_example(model), None) if x is None else _trace(model, x)
+            graph = _of_dense_layers(graph)
             hidden = [_layer(model, stage) for stage in _hidden(graph) if stage.layer.fans is not None]
     except BadInput:
         if x is not None:
@@ -102,6 +104,27 @@ def _trace(model: nn.Module, x: Any) -> tuple[Graph, SampleMoments | None]:
     return tracer.finish(output), observer.found
 
 
+def _of_dense_layers(graph: Graph) -> Graph:
+    """The graph with stages of dense layers and convolutions alone: any other layer is an operation of the stage in front."""
+    number, kept = {NETWORK_INPUT: NETWORK_INPUT}, []
+    for stage in graph.stages:
+        dense = stage.layer.name in ops.DENSE
+        number[stage.index] = len(kept) if dense else number[stage.source]
+        kept += [stage] if dense else []
+    operations = tuple(replace(op, stage=number[op.stage]) for op in graph.operations)
+    stages = tuple(
+        replace(
+            stage,
+            index=index,
+            operations=tuple(op for op in operations if op.stage == index),
+            source=number[stage.source],
+            skips=tuple(sorted({number[skip] for skip in stage.skips} - {index})),
+        )
+        for index, stage in enumerate(kept)
+    )
+    return replace(graph, operations=operations, stages=stages, output_stage=number[graph.output_stage])
+
+
 def _hidden(graph: Graph) -> list[Stage]:
     """Stages that feed another one, and those with a SELU."""
     fed = {source for stage in graph.stages for source in (stage.source, *stage.skips)}
@@ -131,8 +154,8 @@ def _against(graph: Graph) -> Against:
     """By what the forward pass did, however the module is written."""
     hidden, operations = _hidden(graph), graph.operations
     inside = [op for stage in hidden for op in stage.operations]
-    crossing = [op for op in operations if _joins(graph, op) or op.name in RECURRENT]
-    foreign = [op for op in operations if op.parameters and op.kind not in UNDERSTOOD and op.name not in RECURRENT]
+    crossing = [op for op in operations if _joins(graph, op) or op.name in ops.RECURRENT]
+    foreign = [op for op in operations if _is_foreign(op)]
     convolutions = [stage.layer for stage in graph.stages if stage.layer.name != "linear"]
     return {
         ACTIVATIONS: [text for stage in hidden for text in _not_selu(stage)],
@@ -141,8 +164,14 @@ def _against(graph: Graph) -> Against:
         DROPOUT: _places(op for op in operations if _is_plain_dropout(op)),
         NORMALIZATION: _places(op for op in operations if op.kind == "normalization" and op.stage != NETWORK_INPUT),
         CONVOLUTIONS: _places([*convolutions, *(op for op in inside if op.kind == "pool")]),
-        UNKNOWN: _places(op for op in inside if op.kind == "unknown" and not op.parameters),
+        UNKNOWN: _places(op for op in inside if op.kind in OPEN and not op.parameters),
     }
+
+
+def _is_foreign(op: Operation) -> bool:
+    """True for layers that are no dense ones, and for products of two signals."""
+    layer = bool(op.parameters) and op.kind not in UNDERSTOOD and op.name not in ops.DENSE | ops.RECURRENT
+    return layer or op.kind in ("attention", "matmul")
 
 
 def _against_by_type(model: nn.Module) -> Against:

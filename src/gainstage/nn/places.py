@@ -12,6 +12,7 @@ from gainstage.errors import BadInput
 from gainstage.nn.flow import Flow, Function, is_activation, is_chain, is_layer
 from gainstage.nn.normalization import batch_norm_of
 from gainstage.signal import Operation
+from gainstage.signal import operations as ops
 
 Position = Literal["before", "after"]
 KEEP_UNITS = ("dropout", "pool")
@@ -68,7 +69,7 @@ def hidden_activations(flow: Flow) -> list[Hidden]:
         if any(map(is_layer, flow.forward(activation[-1])))
         and all(reader.kind != "normalization" for reader in flow.forward(activation[-1], KEEP_UNITS))
         for layer in flow.backward(activation[0], TO_LAYERS)
-        if layer.kind == "layer" and len(layer.shape) == len(activation[-1].shape)
+        if layer.name in ops.DENSE and len(layer.shape) == len(activation[-1].shape)
     ]
 
 

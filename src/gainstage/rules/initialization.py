@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from gainstage.freshness import is_untrained
-from gainstage.initialization import scheme_of, weight_of
+from gainstage.initialization import scheme_of, weight_of, whole
 from gainstage.rules.base import Context, Finding, Rule, register
 from gainstage.rules.chains import ERROR_DB, WARNING_DB
 from gainstage.rules.signal import REPAIRS, SaturatedUnits
@@ -86,7 +86,7 @@ class InitializationDoesNotFitActivation(Rule):
             weight = weight_of(model, stage)
             if weight is None or stage.activation is None or not 0 < moments(stage.activation).second < math.inf:
                 continue
-            values = weight.detach().double()
+            values = whole(weight).double()
             variance = float(values.var(unbiased=False))
             if variance == 0 or stage.layer.fans is None:
                 continue

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -19,6 +21,46 @@ def is_number(tensor: Tensor) -> bool:
     if tensor.device.type != "cpu" or not 0 < tensor.numel() <= LARGEST:
         return False
     return tensor.numel() == 1 or bool((tensor.detach() == tensor.detach().flatten()[0]).all())
+
+
+@lru_cache
+def body_of(function: Any) -> Any:
+    """A function of torch's that is written in Python, without its question whether it is overridden: run under a mode, the
+    functions that it calls are seen instead of itself."""
+    asks = {name: _never for name in function.__globals__ if name.startswith("has_torch_function")}
+    scope = {**function.__globals__, **asks}
+    body = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+    body.__kwdefaults__ = function.__kwdefaults__
+    return body
+
+
+def _never(*_tensors: Any) -> bool:
+    return False
+
+
+_AUGMENTED = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "and", "or", "xor")}
+
+
+def written(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The tensor that a call writes into: x[mask] = value, x += y, x.mul_(y), relu(x, inplace=True); None for other calls."""
+    name = getattr(func, "__name__", "")
+    in_place = name in _AUGMENTED or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+    if (in_place or kwargs.get("inplace")) and args and isinstance(args[0], Tensor):
+        return args[0]
+    out = kwargs.get("out")
+    return out if isinstance(out, Tensor) else None
+
+
+def called_by_fsdp(depth: int = 12) -> bool:
+    """True for what FSDP2 does by itself while a module runs: it gathers shards, which is no operation of the network."""
+    frame = sys._getframe(1)
+    for _ in range(depth):
+        if frame is None:
+            return False
+        if frame.f_globals.get("__name__", "").startswith(("torch.distributed.fsdp", "torch.distributed._composable")):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def recorded(func, data: Sequence[Tensor], args: Any, kwargs: Mapping[str, Any]) -> Step | None:

@@ -24,7 +24,8 @@ class Operation:
     of each of them. constants: tensors among its arguments that carry no signal and are no weights of a layer or a
     normalisation. parameters: names of the model's parameters among its arguments. weight: which of them is the
     layer's weight itself; empty where that is computed. settings: its arguments that are numbers or text. given: shape of
-    its first input. shape: of its output; outputs: how many it has. call: what it computes, number by number.
+    its first input. shape: of its output; outputs: how many it has. call: what it computes, number by number. channel_dim:
+    where a layer's output has its units (its channels), of which there are `units`; 0 where the weight does not tell.
     """
 
     index: int
@@ -44,16 +45,13 @@ class Operation:
     activation: Activation | None = None
     fans: Fans | None = None
     weight: str = ""
+    channel_dim: int = -1
+    units: int = 0
 
     @property
     def inputs(self) -> tuple[int, ...]:
         """The operations that produced its data, each once."""
         return tuple(dict.fromkeys(index for index, _ in self.sources))
-
-    @property
-    def channel_dim(self) -> int:
-        """Where a layer's output has its units: dimension 1 behind a convolution, the last one otherwise."""
-        return 1 if self.name.startswith("conv") else -1
 
     @property
     def channels(self) -> int:
@@ -143,7 +141,8 @@ class Graph:
         return [self._stage_of(index) for index in made if self._stage_of(index) != stage] or [here.source]
 
     def leaving(self, stage: int) -> int | None:
-        """The operation that made the last tensor which leaves a stage; None where none does."""
+        """The operation that made the last tensor which leaves a stage; None where none does. A single number, such as a loss,
+        is no signal."""
         return self._leaving.get(stage)
 
     def output_of(self, stage: Stage) -> int:
@@ -153,10 +152,11 @@ class Graph:
 
     @cached_property
     def _leaving(self) -> dict[int, int]:
-        last = {self._stage_of(index): index for index in sorted(self.outputs)}
+        signals = {op.index for op in self.operations if op.shape}
+        last = {self._stage_of(index): index for index in sorted(self.outputs) if index < 0 or index in signals}
         for op in self.operations:
-            for index in op.inputs:
-                if index >= 0 and self._stage_of(index) != op.stage:
+            for index in signals.intersection(op.inputs):
+                if self._stage_of(index) != op.stage:
                     last[self._stage_of(index)] = max(index, last.get(self._stage_of(index), index))
         return last
 

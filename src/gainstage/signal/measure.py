@@ -67,5 +67,8 @@ def _backward(model: nn.Module, loss: Tensor, probes: Probes) -> None:
             "the loss does not depend on any trainable parameter: everything is frozen, detached or computed under no_grad; "
             "set requires_grad=True on what should learn"
         )
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    probes.weight_gradients({id(p): g for p, g in zip(parameters, gradients, strict=True) if g is not None})
+    # FSDP2 runs with parameters of its own in the place of the model's
+    run = [weight for weight in probes.weights.values() if weight.requires_grad and weight.is_leaf]
+    leaves = list({id(leaf): leaf for leaf in (*parameters, *run)}.values())
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+    probes.weight_gradients({id(p): g for p, g in zip(leaves, gradients, strict=True) if g is not None})

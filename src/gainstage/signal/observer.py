@@ -8,7 +8,12 @@ from gainstage.signal.graph import Operation
 
 
 class Observer:
-    """Told of tensors while they are intact: in-place operations may change them at once afterwards. Does nothing itself."""
+    """Told of tensors while they are intact: in-place operations may change them at once afterwards. Does nothing itself.
+
+    weights_last: the weights of layers stay where they are during the pass; FSDP2 frees its own behind each layer.
+    """
+
+    weights_last: bool = True
 
     def stage_output(self, operation: int, stage: int, tensor: Tensor) -> None:
         """`tensor`, made by the operation of that number, leaves that `stage`."""

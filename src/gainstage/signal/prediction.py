@@ -49,9 +49,14 @@ def _node(op: Operation, readings: Readings, columns: int) -> Node:
     operator = (
         _layer(op, readings, columns) if op.kind == "layer" else _TRANSLATIONS.get(op.kind, _unknown)(op, readings)
     )
+    if len(op.sources) > 1 and op.kind in _OF_ONE:
+        operator = theory.Unknown()
     ratio = _ratio(op)
     selects = isinstance(operator, theory.View) and ratio != 1 and op.outputs == 1
     return Node(operator, op.sources, len(op.shape) <= 2, op.outputs, selects)
+
+
+_OF_ONE = ("normalization", "dropout", "pool", "reshape")  # kinds that theory knows of one tensor alone
 
 
 def _ratio(op: Operation) -> float:

@@ -33,6 +33,7 @@ class WeightProbes(Observer):
     channels: dict[int, int] = field(default_factory=dict)
     weights: dict[int, Tensor] = field(default_factory=dict)
     vectors: dict[str, dict[int, Tensor]] = field(default_factory=lambda: {"bias": {}, "scale": {}, "shift": {}})
+    _read: set[int] = field(default_factory=set)  # stages whose weights were
 
     def probe(self, quantity: str) -> AbstractContextManager[Any]:
         """Around the working out of a quantity, for those who want to know of its errors."""
@@ -43,15 +44,19 @@ class WeightProbes(Observer):
         if weight is None:
             return
         self.weights[operation.stage] = weight
-        groups = operation.settings.get("groups", 1)
-        self.channels[operation.stage] = weight.shape[1] * groups if operation.name in ops.TRANSPOSED else len(weight)
+        if operation.units:
+            self.channels[operation.stage] = operation.units
         if bias is not None:
             self.vectors["bias"][operation.stage] = bias
+        if not self.weights_last:
+            self.read_weights()
 
     def normalization(self, operation: Operation, scale: Tensor | None, shift: Tensor | None) -> None:
         for quantity, tensor in (("scale", scale), ("shift", shift)):
             if tensor is not None:
                 self.vectors[quantity][operation.index] = tensor
+        if not self.weights_last:
+            self.read_weights()
 
     def constant(self, operation: Operation, tensor: Tensor) -> None:
         values = tensor.detach().float()
@@ -63,15 +68,18 @@ class WeightProbes(Observer):
         self._add("constant_by_position", operation.index, values.new_tensor(float(places)))
 
     def read_weights(self) -> None:
-        """Read the sizes of all weights that the pass used, as they are now."""
+        """Read the sizes of the weights that the pass has used since the last call, as they are now."""
         with self.probe("weight"):
-            self._add_powers("weight", {stage: self.rows(weight) for stage, weight in self.weights.items()})
+            unread = {stage: self.rows(weight) for stage, weight in self.weights.items() if stage not in self._read}
+            self._read |= unread.keys()
+            self._add_powers("weight", unread)
         for quantity, vectors in self.vectors.items():
             with self.probe(quantity):
                 for places, tensors in _grouped(vectors, lambda tensor: (tensor.shape, tensor.device)):
                     stack = torch.stack(tensors).detach().float().flatten(1)
                     self.values.add(quantity, places, stack.square().mean(1))
                     self.values.add(f"{quantity}_mean", places, stack.mean(1))
+            vectors.clear()
 
     def rows(self, weight: Tensor) -> Tensor:
         """Those rows of a weight, or of its gradient, that are read."""
@@ -179,7 +187,8 @@ class Probes(WeightProbes):
             handle.remove()
         self.handles.clear()
         self.weights.clear()
-        self.vectors = {quantity: {} for quantity in self.vectors}
+        for vectors in self.vectors.values():
+            vectors.clear()
 
 
 FEWEST = 32  # samples that are always read

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gainstage.program import tensors_in
-from gainstage.signal import operations as ops
+from gainstage.signal.calls import body_of, called_by_fsdp
 from gainstage.signal.graph import Graph, Operation
 from gainstage.signal.observer import Observer
 
@@ -19,9 +19,10 @@ class Call(NamedTuple):
     """One call of a torch function as the trace saw it.
 
     operation: what it is; None where nothing is to be told of it. data: where, among the tensors in its arguments, the
-    first one stands that carries signal. constants: where those stand that an observer is told of. weights: of a layer or a
-    normalisation, where they are parameters; None where the pass computes them. leaving: which of its outputs leave their
-    stage. masks: whether outputs that are no floating-point numbers count.
+    first one stands that carries signal. constants: where those stand that an observer is told of. weights: weight and bias
+    of a layer or a normalisation, where they are parameters; places: where they stand, where the pass computes them. leaving:
+    which of its outputs leave their stage. masks: whether outputs that are no floating-point numbers count. composed: the
+    functions that this one calls follow.
     """
 
     function: Callable[..., Any]
@@ -29,26 +30,26 @@ class Call(NamedTuple):
     data: int = 0
     constants: tuple[int, ...] = ()
     weights: tuple[Tensor | None, Tensor | None] | None = None
+    places: tuple[int | None, ...] | None = None
     leaving: tuple[int, ...] = ()
     masks: bool = False
+    composed: bool = False
 
     @property
     def tells(self) -> bool:
         """True where an observer has to be told of the call while it happens."""
         op = self.operation
-        if op is None:
-            return False
-        computed = op.kind in ("layer", "normalization") and self.weights is None
-        return computed or op.kind == "activation" or bool(self.constants or self.leaving)
+        return op is not None and (op.kind == "activation" or bool(self.places or self.constants or self.leaving))
 
 
 @dataclass(frozen=True)
 class Script:
-    """All calls of a traced pass. shapes: of the network's inputs, with their types."""
+    """All calls of a traced pass. shapes: of the network's inputs, with their types. sharded: FSDP2 makes calls of its own."""
 
     graph: Graph
     calls: tuple[Call, ...]
     shapes: tuple[Any, ...]
+    sharded: bool = False
 
     def fits(self, inputs: Any) -> bool:
         """True for inputs of the same shapes and types."""
@@ -77,7 +78,9 @@ class Replay(TorchFunctionMode):
     def __init__(self, script: Script, observer: Observer):
         super().__init__()
         self._observer = observer
-        self._calls = [(call.function, call if call.tells else None) for call in script.calls]
+        self._sharded = script.sharded
+        observer.weights_last = not script.sharded
+        self._calls = [(call.function, call if call.tells or call.composed else None) for call in script.calls]
         self._position = 0
         self._lost = False
         for call in script.calls:
@@ -91,6 +94,8 @@ class Replay(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self._sharded and called_by_fsdp():
+            return func(*args, **kwargs)
         if self._lost or self._position == len(self._calls):
             self._lost = True
             return func(*args, **kwargs)
@@ -100,6 +105,9 @@ class Replay(TorchFunctionMode):
             self._lost = True
         if call is None or self._lost:
             return func(*args, **kwargs)
+        if call.composed:
+            with self:
+                return body_of(func)(*args, **kwargs)
         return self._observed(call, func, args, kwargs)
 
     def _observed(self, call: Call, func, args, kwargs) -> Any:
@@ -125,15 +133,16 @@ class Replay(TorchFunctionMode):
             self._observer.stage_output(operation.index, operation.stage, outputs[number])
 
     def _tell_before(self, call: Call, operation: Operation, args, kwargs) -> None:
-        if operation.kind in ("layer", "normalization") and call.weights is None:
-            given = ops.arguments_of(operation.name, args, kwargs)
-            _tell_weights(self._observer, operation, given.get("weight"), given.get("bias"))
-        if operation.kind == "activation" or call.constants:
-            tensors: Sequence[Tensor] = tensors_in([args, kwargs])
-            for place in call.constants:
-                self._observer.constant(operation, tensors[place])
-            if operation.kind == "activation":
-                self._observer.activation(operation, tensors[call.data])
+        if operation.kind != "activation" and not (call.constants or call.places):
+            return
+        tensors: Sequence[Tensor] = tensors_in([args, kwargs])
+        if call.places:
+            weight, bias = (None if place is None else tensors[place] for place in call.places)
+            _tell_weights(self._observer, operation, weight, bias)
+        for place in call.constants:
+            self._observer.constant(operation, tensors[place])
+        if operation.kind == "activation":
+            self._observer.activation(operation, tensors[call.data])
 
 
 def _tell_weights(observer: Observer, operation: Operation, weight: Tensor | None, bias: Tensor | None) -> None:

@@ -14,11 +14,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from gainstage.program import tensors_in
 from gainstage.signal import operations as ops
-from gainstage.signal.calls import is_number, recorded
+from gainstage.signal.calls import body_of, called_by_fsdp, is_number, recorded, written
 from gainstage.signal.graph import NETWORK_INPUT, Graph, Operation, Stage
+from gainstage.signal.layers import Weights, weights_of
 from gainstage.signal.observer import Observer
 from gainstage.signal.replay import Call, Script, outputs_in, shapes_in
-from gainstage.theory import Fans, convolution_fans, linear_fans
 from gainstage.theory.composition import Slot, Step
 
 FROM_OUTSIDE = (NETWORK_INPUT, 0)
@@ -37,7 +37,11 @@ class Tracer(TorchFunctionMode):
         self.operations: list[Operation] = []
         self.loss_operations: list[str] = []
         self.in_loss = False
+        self._model = model
+        self._sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+        self.observer.weights_last = not self._sharded
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._lasting = frozenset(self._names)
         self._buffers = {id(buffer) for buffer in model.buffers()}
         self._paths = {id(module): name for name, module in model.named_modules()}
         self._module_stack: list[str] = [""]
@@ -89,6 +93,8 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         name = ops.name_of(func)
         tensors = tensors_in([args, kwargs])
+        if self._sharded and called_by_fsdp():
+            return self._same_origin(tensors, self._run(func, args, kwargs))
         if not self.in_loss:
             self._calls_made.append(Call(func))
         if ops.is_silent(name) or not tensors:
@@ -96,6 +102,10 @@ class Tracer(TorchFunctionMode):
         if self.in_loss:
             self.loss_operations.append(name)
             return self._run(func, args, kwargs)
+        if name in ops.COMPOSED:
+            self._calls_made[-1] = Call(func, composed=True)
+            with self:
+                return self._run(body_of(func), args, kwargs)
         return self._record(name, tensors, func, args, kwargs)
 
     def _run(self, func, args, kwargs) -> Any:
@@ -108,11 +118,18 @@ class Tracer(TorchFunctionMode):
             result = self._run(func, args, kwargs)
             self._note_derived(result, parameters)
             return result
-        operation = self._open(name, data, parameters, args, kwargs)
+        weights = weights_of(name, args, kwargs, lambda t: t not in self._producers and bool(self._parameters_of([t])))
+        operation = self._open(name, data, parameters, args, kwargs, weights)
         operation = self._with_call(operation, func, data, args, kwargs)
-        call = self._tell_before(operation, data, tensors, args, kwargs)
-        place = len(self._calls_made) - 1  # functions that this one calls come behind
+        target = written(func, args, kwargs)
+        whole = None if target is None else target._base
+        if whole is not None and target is not None and whole.numel() > target.numel():
+            operation = replace(operation, kind="scatter", call=None)  # of what is behind, only a part was changed
+        call = self._tell_before(operation, data, tensors, args, kwargs, weights)
+        place = len(self._calls_made) - 1
         result = self._run(func, args, kwargs)
+        if operation.kind == "loss":
+            self.loss_operations.append(name)
         masks = ops.is_elementwise(operation.kind) and any(t.is_floating_point() or t.dtype == torch.bool for t in data)
         made = args[0] if name == "setitem" else result  # x[mask] = value puts out nothing and changes x
         outputs = outputs_in(made, masks)
@@ -123,6 +140,8 @@ class Tracer(TorchFunctionMode):
         self._calls_made[place] = call._replace(operation=operation, masks=masks)
         for number, tensor in enumerate(outputs):
             self._producers[tensor] = (operation.index, number)
+        if whole is not None:
+            self._producers[whole] = (operation.index, 0)
         if operation.kind == "layer":
             self.observer.layer_output(operation, outputs[0])
         if operation.kind == "activation":
@@ -137,22 +156,37 @@ class Tracer(TorchFunctionMode):
         return known or [t for t in once if not self._is_fixed(t)]
 
     def _is_fixed(self, tensor: Tensor) -> bool:
-        return id(tensor) in self._names or id(tensor) in self._buffers or tensor in self._derived
+        return self._name_of(tensor) is not None or id(tensor) in self._buffers or tensor in self._derived
+
+    def _name_of(self, tensor: Tensor | None) -> str | None:
+        """The name of a parameter, empty for one that the model does not know of; None for any other tensor."""
+        if isinstance(tensor, nn.Parameter) and id(tensor) not in self._names:
+            # FSDP2 puts the whole parameters in the place of the shards while a module runs
+            self._names.update({id(parameter): name for name, parameter in self._model.named_parameters()})
+            self._names.setdefault(id(tensor), "")
+        return self._names.get(id(tensor))
+
+    def _same_origin(self, tensors: Sequence[Tensor], result: Any) -> Any:
+        """What FSDP2 hands on comes from where it came from."""
+        if isinstance(result, Tensor) and tensors and tensors[0] in self._producers:
+            self._producers[result] = self._producers[tensors[0]]
+        return result
 
     def _silent(self, name: str, tensors: Sequence[Tensor], result: Any) -> Any:
         """A property that is a tensor (x.T, x.real) has the origin of its owner; a constant is fixed."""
         if isinstance(result, Tensor) and result not in self._producers:
             if name == "get" and tensors and tensors[0] in self._producers:
-                self._producers[result] = self._producers[tensors[0]]
-            elif name not in ops.RANDOM:
-                self._note_derived(result, ())
+                return self._same_origin(tensors, result)
+            if name not in ops.RANDOM:
+                self._note_derived(result, self._parameters_of(tensors) if name == "get" else ())
         return result
 
     def _parameters_of(self, tensors: Sequence[Tensor]) -> tuple[str, ...]:
         found: list[str] = []
         for tensor in tensors:
-            if id(tensor) in self._names:
-                found.append(self._names[id(tensor)])
+            name = self._name_of(tensor)
+            if name:
+                found.append(name)
             elif tensor in self._derived:
                 found.extend(self._derived[tensor])
         return tuple(dict.fromkeys(found))
@@ -162,14 +196,15 @@ class Tracer(TorchFunctionMode):
             if not self._is_fixed(tensor):
                 self._derived[tensor] = parameters
 
-    def _open(self, name: str, data, parameters, args, kwargs) -> Operation:
+    def _open(self, name: str, data, parameters, args, kwargs, weights: Weights | None) -> Operation:
         """Describe an operation; a layer opens a new stage, anything else joins the latest stage it takes from."""
-        kind = ops.kind_of(name)
+        kind: ops.Kind = ops.kind_of(name) if weights is None else "layer"
         sources = tuple(self._source(t) for t in data)
-        if kind == "layer":
+        weight = "" if weights is None else self._name_of(weights.weight) or ""
+        if weights is not None:
             stage = self._stages
             self._stages += 1
-            path = self._module_stack[-1]
+            path = self._path_of(weight)
             self._opened.append((path, self._calls.get(path, 0)))
             self._calls[path] = self._calls.get(path, 0) + 1
         else:
@@ -177,8 +212,8 @@ class Tracer(TorchFunctionMode):
         given = ops.arguments_of(name, args, kwargs)
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
         settings = {k: v for k, v in settings.items() if isinstance(v, (bool, int, float, str, tuple))}
-        if kind == "layer" and isinstance(given.get("weight"), Tensor):
-            settings["kernel"] = tuple(given["weight"].shape[2:])
+        if weights is not None and weights.weight is not None:
+            settings["kernel"] = tuple(weights.weight.shape[2:])
         if name == "prelu" and isinstance(given.get("weight"), Tensor) and not given["weight"].is_meta:
             settings["slope"] = float(given["weight"].detach().mean())
         return Operation(
@@ -193,9 +228,17 @@ class Tracer(TorchFunctionMode):
             given=tuple(data[0].shape),
             sizes=tuple(t.numel() for t in data),
             activation=ops.activation_of(name, settings) if kind == "activation" else None,
-            fans=_fans(name, given) if kind == "layer" else None,
-            weight=self._names.get(id(given.get("weight")), ""),
+            fans=weights and weights.fans,
+            weight=weight,
+            channel_dim=weights.channel_dim if weights else -1,
+            units=weights.units if weights else 0,
         )
+
+    def _path_of(self, weight: str) -> str:
+        """The module that runs, or the one inside it that has the weight, where that one is not called itself (the output
+        projection of nn.MultiheadAttention)."""
+        running, owner = self._module_stack[-1], weight.rpartition(".")[0]
+        return owner if owner.startswith(f"{running}." if running else "") else running
 
     def _with_call(self, operation: Operation, func, data: Sequence[Tensor], args, kwargs) -> Operation:
         """What an elementwise operation computes, and how many constant tensors take part in anything but a layer."""
@@ -221,7 +264,13 @@ class Tracer(TorchFunctionMode):
         return NETWORK_INPUT if operation < 0 else self.operations[operation].stage
 
     def _tell_before(
-        self, operation: Operation, data: Sequence[Tensor], tensors: Sequence[Tensor], args, kwargs
+        self,
+        operation: Operation,
+        data: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        args: Any,
+        kwargs: Any,
+        weights: Weights | None,
     ) -> Call:
         """Tensors that cross from one stage into another are the outputs of the stage they leave."""
         call = self._calls_made[-1]
@@ -232,17 +281,24 @@ class Tracer(TorchFunctionMode):
             (constant,) = self._constants(operation.kind, data, args, kwargs)
             self.observer.constant(operation, constant)
             call = call._replace(constants=(_place_of(constant, tensors),))
-        given = ops.arguments_of(operation.name, args, kwargs)
-        weights = given.get("weight"), given.get("bias")
-        if operation.kind == "layer":
-            self.observer.layer(operation, *weights)
+        if weights is not None:
+            self.observer.layer(operation, weights.weight, weights.bias)
+            call = self._with_weights(call, weights.weight, weights.bias, tensors)
         if operation.kind == "normalization":
-            self.observer.normalization(operation, *weights)
+            given = ops.arguments_of(operation.name, args, kwargs)
+            self.observer.normalization(operation, given.get("weight"), given.get("bias"))
+            call = self._with_weights(call, given.get("weight"), given.get("bias"), tensors)
         if operation.kind == "activation" and data:
             self.observer.activation(operation, data[0])
             call = call._replace(data=_place_of(data[0], tensors))
-        lasting = all(weight is None or id(weight) in self._names for weight in weights)
-        return call._replace(weights=weights) if lasting else call
+        return call
+
+    def _with_weights(self, call: Call, weight: Tensor | None, bias: Tensor | None, tensors: Sequence[Tensor]) -> Call:
+        """Parameters stay where they are from pass to pass; what is computed has to be looked for in its place."""
+        both = weight, bias
+        if all(tensor is None or id(tensor) in self._lasting for tensor in both):
+            return call._replace(weights=both)
+        return call._replace(places=tuple(None if tensor is None else _place_of(tensor, tensors) for tensor in both))
 
     def _leaves(self, origin: int, part: int, tensor: Tensor) -> None:
         self._leaving.setdefault(origin, {})[part] = None
@@ -272,7 +328,7 @@ class Tracer(TorchFunctionMode):
             call if call.operation is None else call._replace(leaving=leaving.get(call.operation.index, ()))
             for call in made
         )
-        return Script(graph, tuple(calls), self._shapes)
+        return Script(graph, tuple(calls), self._shapes, self._sharded)
 
     def _stage(self, index: int, members: tuple[Operation, ...]) -> Stage:
         module, call = self._opened[index]
@@ -283,14 +339,3 @@ class Tracer(TorchFunctionMode):
 
 def _place_of(tensor: Tensor, tensors: Sequence[Tensor]) -> int:
     return next(place for place, other in enumerate(tensors) if other is tensor)
-
-
-def _fans(name: str, given: dict[str, Any]) -> Fans | None:
-    weight = given.get("weight")
-    if not isinstance(weight, Tensor) or weight.ndim < 2:
-        return None
-    if name == "linear":
-        return linear_fans(weight.shape)
-    stride, groups = given.get("stride", 1), given.get("groups", 1)
-    stride = stride if isinstance(stride, (tuple, list)) else (stride,) * (weight.ndim - 2)
-    return convolution_fans(weight.shape, tuple(stride), groups, transposed=name in ops.TRANSPOSED)

@@ -25,6 +25,7 @@ def untouched(*modules: nn.Module) -> Iterator[None]:
     copied, but for embeddings that renormalise theirs: nothing else inside may change them.
     """
     _check_ordinary(modules)
+    _reshard(modules)
     buffers: dict[int, torch.Tensor] = {}
     states = [_ModuleState(m, buffers) for m in dict.fromkeys(m for module in modules for m in module.modules())]
     gradients = [(p, p.grad) for module in modules for p in module.parameters()]
@@ -33,10 +34,19 @@ def untouched(*modules: nn.Module) -> Iterator[None]:
         with preserved():
             yield
     finally:
+        _reshard(modules)
         for state in states:
             state.restore()
         for (parameter, grad), copy in zip(gradients, copies, strict=True):
             _restore_gradient(parameter, grad, copy)
+
+
+def _reshard(modules: tuple[nn.Module, ...]) -> None:
+    """FSDP2 keeps its outermost parameters whole between forward and backward: put them back into their shards, or it would
+    take the restored shards for whole ones."""
+    for module in (each for model in modules for each in model.modules()):
+        if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
+            getattr(module, "reshard")()  # noqa: B009, known by its name: its type needs torch.distributed
 
 
 class _Content:
@@ -111,5 +121,15 @@ def _check_ordinary(modules: tuple[nn.Module, ...]) -> None:
     for module in modules:
         if any(isinstance(m, torch.jit.ScriptModule) for m in module.modules()):
             raise BadInput("a scripted module cannot be looked into; give the module that it was made from")
-        if any(is_lazy(p) for p in (*module.parameters(), *module.buffers())):
-            raise BadInput("the model has lazy layers without a shape yet; run one batch through it first")
+        check_shapes(module)
+
+
+def has_lazy_layers(module: nn.Module) -> bool:
+    """True while layers wait for a first batch to tell their sizes."""
+    return any(is_lazy(p) for p in (*module.parameters(), *module.buffers()))
+
+
+def check_shapes(module: nn.Module) -> None:
+    """BadInput for lazy layers that have no shape yet."""
+    if has_lazy_layers(module):
+        raise BadInput("the model has lazy layers without a shape yet; run one batch through it first")

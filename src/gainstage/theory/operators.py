@@ -49,7 +49,7 @@ def way_back(field: Field, factor: float = 1.0, variance: float = 0.0) -> Edge:
         return Edge(field.pre.node, math.nan)
     at = propagation.slopes(field.pre, field.function)
     # what arrives is Gaussian over the units, its fourth moment 3; the slope picks some of it
-    picked = 3 * (at.fourth / at.slope**2 - 1) / field.pre.units if at.slope > 0 else 0.0
+    picked = max(3 * (at.fourth / at.slope**2 - 1), 0.0) / field.pre.units if at.slope > 0 else 0.0  # rounding
     return Edge(field.pre.node, factor * at.slope, variance + picked)
 
 
@@ -99,8 +99,11 @@ class Pointwise(Operator):
     ratios: tuple[float, ...] = ()
 
     def through(self, fields: Sequence[Field]) -> tuple[Field, list[Edge]]:
-        inner = self.composed(fields)
-        return super().through(fields) if inner is None else (propagation.evaluated(inner), [way_back(inner)])
+        try:
+            inner = self.composed(fields)
+            return super().through(fields) if inner is None else (propagation.evaluated(inner), [way_back(inner)])
+        except (RuntimeError, TypeError, ValueError):  # it refuses some numbers: torch.where takes masks alone
+            return Unknown().through(fields)
 
     def composed(self, fields: Sequence[Field]) -> Field | None:
         """What is behind where all fields are functions of one Gaussian field, not yet worked out."""

@@ -93,9 +93,15 @@ def expectation(function: Function, variance: float = 1.0, breaks: Sequence[floa
     return integrals((weights * function(z))[None], ends(z, variance, singularities))[0]
 
 
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def value_and_slope(function: Function, z: Tensor) -> tuple[Tensor, Tensor]:
     """f(z) and f'(z) elementwise by automatic differentiation; slope 0 where the function does not depend on z."""
-    with torch.inference_mode(False), torch.enable_grad():
+    # hooks of our own, so that activation checkpointing around us does not take this for a part of the network
+    hooks = torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
+    with torch.inference_mode(False), torch.enable_grad(), hooks:
         z = z.detach().clone().requires_grad_(True)
         value = function(z)
         if not value.requires_grad:
