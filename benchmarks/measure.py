@@ -51,7 +51,7 @@ class Effort:
 
 
 FULL = Effort(rounds=10, calls=3, warm=2, block=25, loop=70.0, slow=5.0)
-QUICK = Effort(rounds=1, calls=1, warm=1, block=4, loop=0.0, slow=0.0)
+QUICK = Effort(rounds=1, calls=1, warm=2, block=4, loop=0.0, slow=0.0)
 
 
 def check(of: Training) -> Callable[[], object]:
