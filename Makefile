@@ -18,8 +18,8 @@ lint: $(MARK)-lint
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: $(MARK)-test
-	$(BIN)/python -m benchmarks.check
+bench: $(MARK)-bench
+	$(BIN)/python -m benchmarks.measure
 	$(BIN)/python -m benchmarks.fill
 
 zoo: $(MARK)-zoo
@@ -37,6 +37,7 @@ $(MARK)-demo: EXTRAS = demo
 $(MARK)-test: EXTRAS = test
 $(MARK)-zoo: EXTRAS = zoo
 $(MARK)-lint: EXTRAS = lint,frames,demo
+$(MARK)-bench: EXTRAS = bench
 $(MARK)-%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch==2.13.0

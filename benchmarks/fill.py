@@ -7,7 +7,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from benchmarks.tools import environment, seconds, write
+from benchmarks.tools import environment, seconds, table, write
 from gainstage.nn import initializer
 from gainstage.theory import Fans
 
@@ -28,9 +28,18 @@ def main() -> None:
     for name, preset in presets.items():
         rounds = [(seconds(peers[name]), seconds(lambda p=preset: p(weight, fans))) for _ in range(ROUNDS + 1)][1:]
         rows[name] = {"torch_s": median(a for a, _ in rounds), "ratio": median(b / a for a, b in rounds)}
-    lines = ["| initialiser | torch.nn.init, 100 million weights | gainstage, ratio |", "| --- | --- | --- |"]
-    lines += [f"| {name} | {row['torch_s']:.2f} s | {row['ratio']:.2f} |" for name, row in rows.items()]
-    write("fill", "What drawing weights costs", lines, {"environment": environment(2), "initialisers": rows}, ROUNDS)
+    here = environment(2)
+    text = [
+        "# What drawing weights costs",
+        "",
+        f"`make bench`, torch {here['torch']}, 2 threads; medians of {ROUNDS} rounds, all in turn in one run.",
+        "",
+        *table(
+            ["initialiser", "torch.nn.init, 100 million weights", "gainstage, ratio"],
+            ([name, f"{row['torch_s']:.2f} s", f"{row['ratio']:.2f}"] for name, row in rows.items()),
+        ),
+    ]
+    write("fill", "\n".join(text) + "\n", {"environment": here, "initialisers": rows})
 
 
 if __name__ == "__main__":

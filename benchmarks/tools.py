@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,12 +26,14 @@ def environment(threads: int) -> dict[str, Any]:
     return {"torch": torch.__version__, "python": platform.python_version(), "threads": threads}
 
 
-def write(name: str, title: str, table: Sequence[str], figures: dict[str, Any], rounds: int) -> None:
-    """results/<name>.json and results/<name>.md, and the table on the screen."""
+def write(name: str, text: str, figures: dict[str, Any]) -> None:
+    """results/<name>.json and results/<name>.md, and the text on the screen."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    here = figures["environment"]
-    how = f"`make bench`, torch {here['torch']}, {here['threads']} threads; medians of {rounds} rounds, all in turn in one run."
-    text = "\n".join([f"# {title}", "", how, "", *table]) + "\n"
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)  # noqa: T201
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]

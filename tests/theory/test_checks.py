@@ -41,7 +41,7 @@ ACCEPTS = {  # of 1, 0, -1, inf and NaN
 
 
 @pytest.mark.parametrize("check", ACCEPTS)
-@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: type(value).__name__)
 def test_what_is_no_number_is_none(check, value):
     with pytest.raises(BadInput, match=r"^the thing must be .*, got "):
         check(value, "the thing")
