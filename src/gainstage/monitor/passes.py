@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gainstage.monitor.compilation import run_eagerly
 from gainstage.monitor.fuses import Fuses
 from gainstage.monitor.recording import Recording
 from gainstage.monitor.scaling import Scaling, overflow_in, scaling_of
@@ -89,6 +90,7 @@ class Passes:
             self._within += 1
         elif not self._settled and not (self._passes and in_backward()):  # the first may be all that there is
             self._running = Recording(self._model, inputs, self._fuses)
+            run_eagerly(self, True)  # nor is the tracer to be compiled with what the forward pass calls
 
     def end(self, output: Any) -> None:
         """The forward pass has ended; `output` is None where it raised."""
@@ -98,6 +100,7 @@ class Passes:
         recording, self._running = self._running, None
         if recording is None:
             return
+        run_eagerly(self, False)
         if output is None:
             recording.abandon()
         else:
@@ -187,6 +190,7 @@ class Passes:
         self._overflows.clear()
         if self._running is not None:
             self._running.abandon()
+            run_eagerly(self, False)
         self._running, self._within = None, 0
         self._stepping = None
         self._settled = self._unscaled = False

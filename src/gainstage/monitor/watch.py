@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gainstage.errors import BadInput
+from gainstage.monitor.compilation import is_compiled, run_eagerly, settle, unwrapped
 from gainstage.monitor.fuses import Fuses
 from gainstage.monitor.passes import Passes, in_backward
 from gainstage.monitor.recording import Recording
@@ -23,6 +25,7 @@ from gainstage.rules import Context, Finding, choose, flatten, run_rules
 from gainstage.signal import Graph, Ledger
 
 FAILURES = 3  # in a row, of what no probe of its own does; then the monitor stops
+UNSEEN = 10
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def watch(
     """
     sampler = Sampler(every, budget)
     optimizers = _check_arguments(model, optimizer, log, on_finding)
-    previous = _watching(model)
+    previous = _watching(unwrapped(model))
     if previous is not None:
         previous.close()
     return Monitor(model, optimizers, sampler, log, on_finding, open_store(folder))
@@ -96,23 +99,27 @@ class Monitor:
         on_finding,
         store: RunStore | None,
     ):
-        self.model, self.sampler, self.store = model, sampler, store
+        self.model, self.sampler, self.store = unwrapped(model), sampler, store
         self.log, self.on_finding = log, on_finding
         self.step = 0
         self.history: list[Reading] = []
         self.findings: list[Finding] = []
         self._fuses = Fuses()
-        self._passes = Passes(model, self._fuses)
+        self._passes = Passes(self.model, self._fuses)
         self._failures = 0  # in a row
         self._optimizers, self._stepped = len(optimizers), set[int]()
         self._closed = self._in_hook = False
         self._handles = [
-            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            model.register_forward_hook(self._after_forward, always_call=True),
+            self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            self.model.register_forward_hook(self._after_forward, always_call=True),
         ]
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        self._unseen = 0  # steps in a row that were to be measured and whose forward pass no hook saw
+        self._compiled = is_compiled(model)
+        weakref.finalize(self, settle)  # for one that is never closed
+        self._prepare()
 
     @property
     def ledger(self) -> Ledger | None:
@@ -135,6 +142,7 @@ class Monitor:
             self._finish_step()
         self._closed = True
         self._passes.clear()
+        run_eagerly(self, False)
         if self.store is not None:
             self.store.close()
             self.store = None
@@ -157,6 +165,8 @@ class Monitor:
 
     # ---------------------------------------------------------------- hooks
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():  # nothing of a hook is to be in the compiled code
+            return
         if self._closed:
             self.close()
         elif module is self.model and module.training and torch.is_grad_enabled():
@@ -166,16 +176,18 @@ class Monitor:
                 self._guarded(lambda: self._passes.begin((args, kwargs)))
 
     def _after_forward(self, module: nn.Module, _inputs: Any, output: Any) -> None:
-        if module is self.model:
+        if not torch.compiler.is_compiling() and module is self.model:
             self._guarded(lambda: self._passes.end(output))
 
     def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         if id(optimizer) in self._stepped:  # once more, without a forward pass in between
             self._finish_step()
         self._guarded(lambda: self._passes.before_step(optimizer))
 
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        if self._closed:
+        if self._closed or torch.compiler.is_compiling():
             return
         self._guarded(self._passes.stepped)
         self._stepped.add(id(optimizer))
@@ -186,11 +198,30 @@ class Monitor:
         """All optimisers have taken their step; or those that were to, for a new forward pass begins."""
         recording = self._passes.chosen
         self._stepped.clear()
+        if recording is not None:
+            self._unseen = 0
+        elif self.sampler.due(self.step):
+            self._note_unseen()
         measured = recording is not None and bool(self._guarded(lambda: self._take(recording)))
         self._guarded(self._passes.clear)
         self.sampler.stepped(self.step, measured)
         self.step += 1
+        self._prepare()
         self._fuses.tell()
+
+    def _prepare(self) -> None:
+        """Compiled code calls no hooks: where it hid a step, or is known, the next measured one runs without it."""
+        run_eagerly(self, self._compiled and not self._closed and self.sampler.due(self.step))
+
+    def _note_unseen(self) -> None:
+        self._unseen, self._compiled = self._unseen + 1, True
+        if self._unseen == UNSEEN:
+            warnings.warn(
+                f"gainstage has seen no forward pass of the {type(self.model).__name__} in {UNSEEN} steps: it is measured "
+                "where the module itself is called, model(x), in training mode",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     def _guarded(self, action: Callable[[], Any]) -> Any:
         """An error of ours never stops a training: it costs the reading of this step, and after three in a row the monitor
