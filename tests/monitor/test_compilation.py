@@ -95,9 +95,7 @@ def test_measured_steps_say_what_a_slow_twin_works_out_and_the_others_run_compil
             data = blobs(32, seed=number)
             step(compiled, optimizer, data)
             expected = slow_ledger(twin, slow, *data)
-            measured_now = number % 3 == 0 and (
-                number > 0 or when != "after"
-            )  # compiled behind its back: the first is lost
+            measured_now = number % 3 == 0 and (number > 0 or known)  # else the first is lost
             if measured_now:
                 assert differences(monitor.ledger, expected) == {}
             assert (backend.calls > calls) is not measured_now
