@@ -237,6 +237,16 @@ def test_a_model_that_is_not_compiled_leaves_the_compiled_code_of_others_alone()
         assert backend.calls == number + 1
 
 
+def test_single_steps_whose_forward_pass_is_not_seen_are_not_told_of():
+    model = quiet(Chain)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with told() as warned, gs.watch(model, optimizer, every=1):
+        for number in range(3 * UNSEEN):
+            around = model if number % (UNSEEN - 1) == 0 else lambda x: Chain.forward(model, x)
+            step(around, optimizer, blobs(32))
+    assert warned == []
+
+
 def test_a_forward_pass_that_is_never_seen_is_told_of_once():
     model = quiet(Chain)
     optimizer = SGD(model.parameters(), lr=0.1)
