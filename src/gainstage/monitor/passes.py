@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gainstage.monitor.compilation import run_eagerly
+from gainstage.monitor.distributed import Team, group_of
 from gainstage.monitor.fuses import Fuses
 from gainstage.monitor.recording import Recording
 from gainstage.monitor.scaling import Scaling, overflow_in, scaling_of
@@ -83,13 +84,18 @@ class Passes:
         self._stepping: Optimizer | None = None
         self._settled = self._unscaled = False
         self.skipped = 0
+        self.group: Any = None  # of processes that train the model together, once it was seen
+        self.team = Team()
 
     def begin(self, inputs: Any) -> None:
         """The model's forward pass is about to run on `inputs`."""
         if self._running is not None:
             self._within += 1
         elif not self._settled and not (self._passes and in_backward()):  # the first may be all that there is
-            self._running = Recording(self._model, inputs, self._fuses)
+            if self.group is None and (group := group_of(self._model)) is not None:
+                self.group = group
+                self.team.join(self._model)
+            self._running = Recording(self._model, inputs, self._fuses, self.group is not None)
             run_eagerly(self, True)  # nor is the tracer to be compiled with what the forward pass calls
 
     def end(self, output: Any) -> None:

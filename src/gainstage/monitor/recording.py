@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gainstage.monitor.distributed import LEVELS, Contribution, Sums, Together, fired, sums_of
 from gainstage.monitor.fuses import Fuses
 from gainstage.monitor.scaling import Scaling
 from gainstage.program import tensors_in
@@ -32,6 +33,8 @@ class GuardedProbes(Probes):
         super().__init__()
         self._fuses = fuses
         self.in_half = False  # of float16, which overflows
+        self.sums: dict[int, Sums] | None = None  # where several processes measure together
+        self.fired: dict[int, Tensor] = {}
 
     def probe(self, quantity: str) -> AbstractContextManager[Any]:
         return self._fuses.guard(f"the probe of {quantity}")
@@ -43,6 +46,8 @@ class GuardedProbes(Probes):
     def stage_output(self, operation: int, stage: int, tensor: Tensor) -> None:
         self.in_half = self.in_half or tensor.dtype == torch.float16
         self._guarded("outputs", super().stage_output, operation, stage, tensor)
+        if self.sums is not None and ("signal", operation) in self.values and operation not in self.sums:
+            self.sums[operation] = sums_of(tensor)
 
     def layer(self, operation: Operation, weight: Tensor | None, bias: Tensor | None) -> None:
         self._guarded("layers", super().layer, operation, weight, bias)
@@ -55,6 +60,8 @@ class GuardedProbes(Probes):
 
     def activated(self, operation: Operation, after: Tensor) -> None:
         self._guarded("dead units", super().activated, operation, after)
+        if self.sums is not None and ("dead", operation.stage) in self.values:
+            self.fired[operation.stage] = fired(after, self.channel_dims.get(operation.stage, -1))
 
     def constant(self, operation: Operation, tensor: Tensor) -> None:
         self._guarded("constants", super().constant, operation, tensor)
@@ -95,9 +102,10 @@ class GuardedTracer(Tracer):
 class Recording:
     """Traces and measures the model's next forward pass, the backward pass behind it, and the optimiser's step."""
 
-    def __init__(self, model: nn.Module, inputs: Any, fuses: Fuses):
+    def __init__(self, model: nn.Module, inputs: Any, fuses: Fuses, together: bool = False):
         self.graph: Graph | None = None
         self.probes = GuardedProbes(fuses)
+        self.probes.sums = {} if together else None
         self._tracer = GuardedTracer(model, self.probes)
         self._stack = ExitStack()
         self._before: dict[int, Tensor] = {}
@@ -141,6 +149,18 @@ class Recording:
         with self.probes.probe("update"):
             for stage, before in self._before.items():
                 self.probes.values["update", stage] = mean_square(self.probes.weights[stage] - before)
+
+    def contribution(self) -> Contribution:
+        """What the other processes need of this one."""
+        values, sums, channels = self.probes.values, self.probes.sums or {}, self.probes.fired
+        apart = {(quantity, op) for op in sums for quantity in LEVELS} | {("dead", stage) for stage in channels}
+        means = {key: value for key, value in values.items() if key not in apart}
+        return Contribution(self._samples, means, dict.fromkeys(means, float(self._samples)), sums, channels)
+
+    def share(self, together: Together) -> None:
+        """Put the figures of all processes in the place of this one's."""
+        self.probes.values.update(together.values)
+        self._samples = together.samples
 
     def result(self) -> tuple[Graph, Ledger]:
         """The graph and ledger of the step."""

@@ -42,8 +42,8 @@ class Sampler:
             return step % self.every == 0
         return step in DENSE or step >= max(self._next, DENSE[-1] + 1)
 
-    def stepped(self, step: int, measured: bool) -> None:
-        """Take the time at the end of `step`."""
+    def stepped(self, step: int, measured: bool, interval: int | None = None) -> None:
+        """Take the time at the end of `step`; interval: of steps to the next measurement, where others decide that."""
         now = perf_counter()
         if self._last is not None:
             seconds = now - self._last
@@ -53,7 +53,7 @@ class Sampler:
                 self.extra_seconds += max(seconds - median(self.plain), 0.0)
         self._last = now
         if measured:
-            self._next = step + self.interval
+            self._next = step + (interval or self.interval)
 
     @property
     def interval(self) -> int:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from gainstage.errors import BadInput
 from gainstage.monitor.compilation import is_compiled, run_eagerly, settle, unwrapped
+from gainstage.monitor.distributed import is_first
 from gainstage.monitor.fuses import Fuses
 from gainstage.monitor.passes import Passes, in_backward
 from gainstage.monitor.recording import Recording
@@ -70,8 +71,8 @@ def watch(
 
 
 def open_store(folder: str | Path | None) -> RunStore | None:
-    """The run's database, where there is a folder for it."""
-    return None if folder is None else RunStore(folder)
+    """The run's database, where there is a folder for it; of several processes the first writes it."""
+    return None if folder is None or not is_first() else RunStore(folder)
 
 
 def _check_arguments(model: Any, optimizer: Any, log: Any, on_finding: Any) -> list[Optimizer]:
@@ -106,7 +107,7 @@ class Monitor:
         self.findings: list[Finding] = []
         self._fuses = Fuses()
         self._passes = Passes(self.model, self._fuses)
-        self._failures = 0  # in a row
+        self._failures: list[Exception] = []  # in a row
         self._optimizers, self._stepped = len(optimizers), set[int]()
         self._closed = self._in_hook = False
         self._handles = [
@@ -118,7 +119,8 @@ class Monitor:
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
         self._unseen = 0  # steps in a row that were to be measured and whose forward pass no hook saw
         self._compiled = is_compiled(model)
-        weakref.finalize(self, settle)  # for one that is never closed
+        weakref.finalize(self, settle).atexit = False  # for one that is never closed
+        weakref.finalize(self, self._passes.team.leave).atexit = False
         self._prepare()
 
     @property
@@ -142,6 +144,7 @@ class Monitor:
             self._finish_step()
         self._closed = True
         self._passes.clear()
+        self._passes.team.leave()
         run_eagerly(self, False)
         if self.store is not None:
             self.store.close()
@@ -196,18 +199,34 @@ class Monitor:
 
     def _finish_step(self) -> None:
         """All optimisers have taken their step; or those that were to, for a new forward pass begins."""
-        recording = self._passes.chosen
+        recording, due = self._passes.chosen, self.sampler.due(self.step)
         self._stepped.clear()
         if recording is not None:
             self._unseen = 0
-        elif self.sampler.due(self.step):
+        elif due:
             self._note_unseen()
-        measured = recording is not None and bool(self._guarded(lambda: self._take(recording)))
+        interval = self._meet(recording) if due else None
+        measured = recording is not None and interval != 0 and bool(self._guarded(lambda: self._take(recording)))
         self._guarded(self._passes.clear)
-        self.sampler.stepped(self.step, measured)
+        self.sampler.stepped(self.step, measured, interval)
         self.step += 1
+        self._stop_if_failing()
         self._prepare()
         self._fuses.tell()
+
+    def _meet(self, recording: Recording | None) -> int | None:
+        """Add up with the other processes that train the model, where there are some. Returns the interval that all keep to:
+        None for one process alone, 0 when there is no reading of all."""
+        group = self._passes.group
+        if not self._guarded(lambda: self._passes.team.is_complete(group)):
+            return None
+        mine = None if recording is None else self._guarded(recording.contribution)
+        turn, device = (self.step, self.sampler.interval), next(self.model.parameters()).device
+        together = self._guarded(lambda: self._passes.team.meet(group, mine, turn, device))
+        if recording is None or together is None:
+            return 0
+        recording.share(together)
+        return together.interval
 
     def _prepare(self) -> None:
         """Compiled code calls no hooks: where it hid a step, or is known, the next measured one runs without it."""
@@ -224,27 +243,31 @@ class Monitor:
             )
 
     def _guarded(self, action: Callable[[], Any]) -> Any:
-        """An error of ours never stops a training: it costs the reading of this step, and after three in a row the monitor
-        switches itself off with one warning."""
+        """An error of ours never stops a training: it costs the reading of this step."""
         was, self._in_hook = self._in_hook, True
         try:
             return action()
         except Exception as error:
             self._passes.clear()
-            self._failures += 1
-            if self._failures == FAILURES:
-                self.close()
-                warnings.warn(
-                    f"gainstage stopped watching: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=3
-                )
+            self._failures.append(error)
             return None
         finally:
             self._in_hook = was
 
+    def _stop_if_failing(self) -> None:
+        """After three errors in a row the monitor switches itself off with one warning. Only here, where a step is over: other
+        processes may count on this one until then."""
+        if len(self._failures) >= FAILURES and not self._closed:
+            error = self._failures[-1]
+            self._in_hook = True
+            self.close()
+            self._in_hook = False
+            warnings.warn(f"gainstage stopped watching: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=4)
+
     def _take(self, recording: Recording) -> bool:
         graph, ledger = recording.result()
         self.history.append(Reading(self.step, ledger))
-        self._failures = 0
+        self._failures.clear()
         if self.log is not None:
             self._fuses.run("log", self.log, _scalars(self.step, ledger))
         if self.store is not None:
