@@ -6,8 +6,10 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -15,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Adam
 
 import gainstage as gs
+from gainstage.monitor import sampling
 from tests.monitor.trainings import Chain, loss_of, measured, step, told
 from tests.tools import blobs, normal, quiet
 
@@ -119,9 +122,13 @@ def adaptive(rank: int) -> dict[str, Any]:
     """The second process finds measuring far dearer than the first: all keep to the first one's interval."""
     model = DistributedDataParallel(another(Chain, 1))
     optimizer = SGD(model.parameters(), lr=0.1)
-    monitor = gs.watch(model, optimizer, budget=0.6 if rank == 0 else 1e-4)
-    for number in range(120):
-        step(model, optimizer, shard(blobs(32, seed=number), rank))
+    clock = SimpleNamespace(now=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "perf_counter", lambda: clock.now)
+        monitor = gs.watch(model, optimizer, budget=0.125)
+        for number in range(90):
+            clock.now += (2.0, 9.0)[rank] if monitor.sampler.due(number) else 1.0
+            step(model, optimizer, shard(blobs(32, seed=number), rank))
     return {"steps": figures(monitor)["steps"]}
 
 
