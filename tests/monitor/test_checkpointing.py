@@ -114,3 +114,19 @@ def test_a_sequence_in_segments_is_measured():
     assert len(monitor.ledger) == 4
     for row in monitor.ledger.rows:
         assert None not in [getattr(row, name) for name in QUANTITIES if name not in ("backward_gain", "dead")]
+
+
+@pytest.mark.parametrize("reentrant", KINDS.values(), ids=KINDS)
+def test_what_runs_again_is_not_traced_again(reentrant):
+    model, hooks = quiet(partial(Blocks, reentrant)), []
+    _, optimizer = watched(model)
+    block = model.blocks[0].linear
+    block.register_forward_pre_hook(lambda module, _: hooks.append(len(module._forward_pre_hooks)))
+    train(model, optimizer, 1)
+    whole, around = quiet(Chain), []
+    _, optimizer = watched(whole)
+    whole.b.register_forward_pre_hook(lambda module, _: around.append(len(module._forward_pre_hooks)))
+    x, y = blobs(32)
+    F.cross_entropy(checkpoint(whole, x.requires_grad_(), use_reentrant=reentrant), y).backward()
+    assert hooks == [2, 1]
+    assert around == ([1, 2] if reentrant else [2, 1])

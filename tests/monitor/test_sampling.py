@@ -73,7 +73,7 @@ def test_the_interval_spreads_the_cost_over_the_share(share, cost, interval):
     schedule = Schedule(2.0, share)
     schedule.costs.append(cost)
     assert schedule.interval(1.0) == interval
-    schedule.done(100, 1.0)
+    schedule.done(100, schedule.interval(1.0))
     assert next(step for step in range(100, 120) if schedule.due(step)) == 100 + interval
 
 

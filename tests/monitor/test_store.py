@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
+from torch.optim import SGD
 
 from gainstage.errors import BadInput
 from gainstage.monitor import RunStore
 from gainstage.rules import Finding
+from tests.monitor.trainings import Chain, same_bits, steps_of, told, train, watched
+from tests.tools import quiet
 
 ROWS = [
     {"index": 0, "name": "hidden1", "description": "linear", "units": 8, "signal": 0.5, "gain": 2.0, "dead": None},
@@ -158,3 +166,89 @@ def blocked(folder: Path) -> Path:
 def test_a_folder_that_cannot_be_used_is_refused_in_one_sentence(tmp_path, spoil):
     with pytest.raises(BadInput, match=r"^the run folder [^\n]* cannot be written \([^\n]+\); choose another folder$"):
         RunStore(spoil(tmp_path))
+
+
+# ---------------------------------------------------------------- killed, and full
+TRAINING = """
+import sys
+import torch, gainstage as gs
+torch.set_num_threads(1)
+model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+x, y = torch.randn(16, 6), torch.arange(16) % 2
+with gs.watch(model, optimizer, every=1, folder=sys.argv[1]):
+    print("ready", flush=True)
+    while True:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+"""
+
+
+def steps_in(folder: Path) -> dict[int, int]:
+    """For each step, how many readings there are."""
+    return dict(read(folder, "SELECT step, count(*) FROM readings GROUP BY step ORDER BY step"))
+
+
+@pytest.mark.parametrize("steps", [1, 60])
+def test_a_run_that_is_killed_at_any_moment_leaves_whole_steps(tmp_path, steps):
+    with subprocess.Popen([sys.executable, "-c", TRAINING, str(tmp_path)], stdout=subprocess.PIPE) as training:
+        assert training.stdout is not None
+        try:
+            assert training.stdout.readline() == b"ready\n"
+            deadline, counts = time.monotonic() + 60, {}
+            while (
+                len(counts) < steps and time.monotonic() < deadline
+            ):  # read all the time, killed in the middle of something
+                counts = steps_in(tmp_path)
+                assert len(set(counts.values())) <= 1, "half a step was read"
+        finally:
+            training.kill()
+    counts = steps_in(tmp_path)
+    assert len(counts) >= steps
+    assert list(counts) == list(range(len(counts)))
+    assert len(set(counts.values())) == 1
+    assert read(tmp_path, "PRAGMA integrity_check") == [("ok",)]
+
+
+LATER = 12  # steps, more than fit in what is left of a page
+
+
+def trained(folder: Path, spoil: Callable[[Any], None]) -> tuple[Any, list[str], nn.Module]:
+    """Watched steps with the folder spoilt after the first; what is warned of, and the model."""
+    model = quiet(Chain)
+    monitor, optimizer = watched(model, folder=folder)
+    train(model, optimizer, 1)
+    with told() as warned:
+        spoil(monitor)
+        train(model, optimizer, LATER)
+    return monitor, warned, model
+
+
+def filled(monitor: Any) -> None:
+    """As a full disk: the file may not grow any more."""
+    pages = monitor.store._database.execute("PRAGMA page_count").fetchone()[0]
+    monitor.store._database.execute(f"PRAGMA max_page_count = {pages}")
+
+
+def read_only(monitor: Any) -> None:
+    monitor.store._database.execute("PRAGMA query_only = 1")
+
+
+@pytest.mark.parametrize(("spoil", "message"), [(filled, "full"), (read_only, "readonly")])
+def test_a_folder_that_takes_no_more_is_told_of_once_and_the_training_goes_on(tmp_path, spoil, message):
+    monitor, warned, model = trained(tmp_path, spoil)
+    twin = quiet(Chain)
+    slow = SGD(twin.parameters(), lr=0.1)
+    for steps in (1, LATER):
+        train(twin, slow, steps)
+    assert same_bits(model.state_dict(), twin.state_dict())
+    assert steps_of(monitor) == list(range(1 + LATER))
+    assert len(warned) == 1
+    assert "switched the run folder off" in warned[0]
+    assert message in warned[0]
+    monitor.close()
+    kept = steps_in(tmp_path)
+    assert list(kept) == list(range(len(kept)))
+    assert 1 <= len(kept) < 1 + LATER
+    assert len(set(kept.values())) == 1

@@ -215,11 +215,19 @@ def wrong_quantities(row: Row, expected: dict[str, Any], rel: float = 1e-4) -> l
     return [k for k, v in expected.items() if found[k] != (None if v is None else pytest.approx(v, rel=rel, abs=1e-7))]
 
 
+def figures_differ(found: Rows, expected: Rows, rel: float = 1e-4) -> dict[str, list[str]]:
+    """For each stage, the quantities in which two tables differ."""
+    assert list(found) == list(expected)
+
+    def wrong(row: dict[str, Any], right: dict[str, Any]) -> list[str]:
+        return [k for k, v in right.items() if row[k] != (None if v is None else pytest.approx(v, rel=rel, abs=1e-7))]
+
+    return {name: names for name, row in found.items() if (names := wrong(row, expected[name]))}
+
+
 def differences(ledger: Ledger | None, expected: Rows, rel: float = 1e-4) -> dict[str, list[str]]:
     """For each stage, the quantities in which a ledger differs from what was worked out by hand."""
-    rows = {row.name: row for row in ledger.rows} if ledger is not None else {}
-    assert list(rows) == list(expected)
-    return {name: wrong for name, row in rows.items() if (wrong := wrong_quantities(row, expected[name], rel))}
+    return figures_differ({} if ledger is None else measured(ledger), expected, rel)
 
 
 def measured(ledger: Ledger) -> Rows:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gainstage.monitor.compilation import run_eagerly
+from gainstage.monitor.distributed import Team, group_of
 from gainstage.monitor.fuses import Fuses
 from gainstage.monitor.recording import Recording
 from gainstage.monitor.scaling import Scaling, overflow_in, scaling_of
@@ -84,13 +86,20 @@ class Passes:
         self._stepping: Optimizer | None = None
         self._settled = self._unscaled = False
         self.skipped = 0
+        self.group: Any = None  # of processes that train the model together, once it was seen
+        self.team = Team()
 
     def begin(self, inputs: Any, anew: bool) -> None:
         """The model's forward pass is about to run on `inputs`; anew: it is traced, though it may go as the latest one did."""
         if self._running is not None:
             self._within += 1
         elif not self._settled and not (self._passes and in_backward()):  # the first may be all that there is
-            self._running = Recording(self._model, inputs, self._fuses, None if anew else self._script)
+            if self.group is None and (group := group_of(self._model)) is not None:
+                self.group = group
+                self.team.join(self._model)
+            script = None if anew else self._script
+            self._running = Recording(self._model, inputs, self._fuses, script, self.group is not None)
+            run_eagerly(self, True)  # nor is the tracer to be compiled with what the forward pass calls
 
     def end(self, output: Any) -> None:
         """The forward pass has ended; `output` is None where it raised."""
@@ -100,6 +109,7 @@ class Passes:
         recording, self._running = self._running, None
         if recording is None:
             return
+        run_eagerly(self, False)
         if output is None:
             recording.abandon()
         else:
@@ -194,6 +204,7 @@ class Passes:
         self._overflows.clear()
         if self._running is not None:
             self._running.abandon()
+            run_eagerly(self, False)
         self._running, self._within = None, 0
         self._stepping = None
         self._settled = self._unscaled = False

@@ -5,20 +5,24 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gainstage.monitor.distributed import LEVELS, Contribution, Sums, Together, fired, sums_of
 from gainstage.monitor.fuses import Fuses
 from gainstage.monitor.reading import Measured
 from gainstage.monitor.scaling import Scaling
 from gainstage.program import tensors_in
 from gainstage.signal import NETWORK_INPUT, Graph, Operation
+from gainstage.signal.operations import RECTIFIERS
 from gainstage.signal.probes import Probes
 from gainstage.signal.replay import Replay, Script
 from gainstage.signal.trace import Tracer
+from gainstage.signal.values import Key
 
 # another watch may trace the pass around this one: what is done inside is not its
 unseen = torch._C.DisableTorchFunction
@@ -32,6 +36,8 @@ class GuardedProbes(Probes):
         super().__init__(most=most)
         self._fuses = fuses
         self.in_half = False  # of float16, which overflows
+        self.sums: dict[int, Sums] | None = None  # where several processes measure together
+        self.fired: dict[int, Tensor] = {}
 
     def probe(self, quantity: str) -> AbstractContextManager[Any]:
         return self._fuses.guard(f"the probe of {quantity}")
@@ -46,6 +52,8 @@ class GuardedProbes(Probes):
     def stage_output(self, operation: int, stage: int, tensor: Tensor) -> None:
         self.in_half = self.in_half or tensor.dtype == torch.float16
         self._guarded("outputs", super().stage_output, operation, stage, tensor)
+        if self.sums is not None and operation in self.units and operation not in self.sums:
+            self.sums[operation] = sums_of(tensor)
 
     def layer(self, operation: Operation, weight: Tensor | None, bias: Tensor | None) -> None:
         self._guarded("layers", super().layer, operation, weight, bias)
@@ -58,6 +66,8 @@ class GuardedProbes(Probes):
 
     def activated(self, operation: Operation, after: Tensor) -> None:
         self._guarded("dead units", super().activated, operation, after)
+        if self.sums is not None and operation.name in RECTIFIERS and after.ndim > 1:
+            self.fired[operation.stage] = fired(after, self.channel_dims.get(operation.stage, -1))
 
     def constant(self, operation: Operation, tensor: Tensor) -> None:
         self._guarded("constants", super().constant, operation, tensor)
@@ -99,13 +109,17 @@ class Recording:
     """Measures the model's next forward pass, the backward pass behind it, and the optimiser's step.
 
     script: of an earlier pass, to follow; the pass is traced anew without one, and where it does not fit the inputs. A pass
-    that follows a script is read in part: a few thousand numbers of each tensor, evenly spread.
+    that follows a script is read in part: a few thousand numbers of each tensor, evenly spread. together: other processes
+    measure the same step.
     """
 
-    def __init__(self, model: nn.Module, inputs: Any, fuses: Fuses, script: Script | None = None):
+    def __init__(
+        self, model: nn.Module, inputs: Any, fuses: Fuses, script: Script | None = None, together: bool = False
+    ):
         self.graph: Graph | None = None
         self.script = script if script is not None and script.fits(inputs) else None
         self.probes = GuardedProbes(fuses, None if self.script is None else MOST_READ)
+        self.probes.sums = {} if together else None
         self._stack = ExitStack()
         self._before: dict[int, Tensor] = {}
         self._graded: set[int] = set()  # weights whose gradients are known
@@ -164,8 +178,9 @@ class Recording:
             now = {stage: self.probes.rows(self.probes.weights[stage]) for stage in self._before}
             self.probes.updates({stage: now[stage] - before for stage, before in self._before.items()})
 
-    def result(self) -> Measured:
-        """What was measured."""
+    @cached_property
+    def readings(self) -> dict[Key, float]:
+        """The numbers of the step; RuntimeError where its forward pass was not seen."""
         self.abandon()
         if self.graph is None:
             raise RuntimeError("the forward pass of this step was not seen")
@@ -173,7 +188,29 @@ class Recording:
         for key in readings:
             if key[0] == "gradient":
                 readings[key] /= self._scale**2
-        return Measured(self.graph, tuple(readings), array("d", readings.values()), self.probes.units, self._samples)
+        return readings
+
+    def contribution(self) -> Contribution:
+        """What the other processes need of this one."""
+        sums, channels = self.probes.sums or {}, self.probes.fired
+        apart = {(quantity, op) for op in sums for quantity in LEVELS} | {("dead", stage) for stage in channels}
+        kept = {key: value for key, value in self.readings.items() if key not in apart}
+        device = next(iter(sums.values())).first.device if sums else None
+        numbers = torch.tensor(list(kept.values()), dtype=torch.float64, device=device)
+        means = dict(zip(kept, numbers, strict=True))
+        return Contribution(self._samples, means, dict.fromkeys(means, float(self._samples)), sums, channels)
+
+    def share(self, together: Together) -> None:
+        """Put the figures of all processes in the place of this one's."""
+        numbers = torch.stack([value.double() for value in together.values.values()]).tolist()
+        self.readings.update(zip(together.values, numbers, strict=True))
+        self._samples = together.samples
+
+    def result(self) -> Measured:
+        """What was measured."""
+        readings, graph = self.readings, self.graph
+        assert graph is not None
+        return Measured(graph, tuple(readings), array("d", readings.values()), self.probes.units, self._samples)
 
     def abandon(self) -> None:
         """Take every hook off."""

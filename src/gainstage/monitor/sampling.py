@@ -31,18 +31,18 @@ class Schedule:
         """True when `step` has its turn."""
         return step >= self._next
 
-    def done(self, step: int, plain: float | None) -> None:
-        """It was done at `step`; plain: seconds that a step takes without it."""
+    def done(self, step: int, interval: int) -> None:
+        """It was done at `step`; interval: steps to the next turn, once those are no longer dense."""
         since = step - self._origin
         dense = max(since + 1, int(since * self.growth))
-        self._next = self._origin + dense if dense <= DENSE else step + self.interval(plain)
+        self._next = self._origin + dense if dense <= DENSE else step + interval
 
     def restart(self, step: int) -> None:
         """Be dense again from behind `step` on."""
         self._origin, self._next = step, step + 1
 
     def interval(self, plain: float | None) -> int:
-        """Steps between two turns that keep to the share."""
+        """Steps between two turns that keep to the share; plain: seconds that a step takes without it."""
         if not plain or not self.costs:
             return UNTIMED
         return max(1, math.ceil(max(median(self.costs), 0.0) / (self.share * plain)))
@@ -82,17 +82,19 @@ class Sampler:
         """True when `step`, if it is measured, is to be judged too."""
         return self.judging.due(step)
 
-    def stepped(self, step: int, measured: bool, judged: bool = False) -> None:
-        """Take the time at the end of `step`."""
+    def stepped(
+        self, step: int, measured: bool, judged: bool = False, intervals: tuple[int, int] | None = None
+    ) -> None:
+        """Take the time at the end of `step`; intervals: in steps, of measuring and of judging, where others decide them."""
         now = perf_counter()
         if self._last is not None:
             self._timed(now - self._last, measured, judged)
         self._last = now
-        usual = self._usual(self.plain or self.measured)
+        measuring, judging = intervals or self.intervals
         if measured:
-            self.measuring.done(step, usual)
+            self.measuring.done(step, measuring)
         if judged:
-            self.judging.done(step, usual)
+            self.judging.done(step, judging)
 
     def _timed(self, seconds: float, measured: bool, judged: bool) -> None:
         self.total_seconds += seconds
@@ -109,6 +111,12 @@ class Sampler:
     @staticmethod
     def _usual(seconds: deque[float]) -> float | None:
         return median(seconds) if seconds else None
+
+    @property
+    def intervals(self) -> tuple[int, int]:
+        """Steps between two measurements, and between two judgements, that keep to the budget."""
+        usual = self._usual(self.plain or self.measured)
+        return self.measuring.interval(usual), self.judging.interval(usual)
 
     def found(self, step: int) -> None:
         """Something was found at `step`: look closely for a while."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gainstage.errors import BadInput
+from gainstage.monitor.compilation import is_compiled, run_eagerly, settle
+from gainstage.monitor.distributed import is_first
 from gainstage.monitor.fuses import Fuses
 from gainstage.monitor.passes import Passes, in_backward
 from gainstage.monitor.reading import Reading, remember
@@ -19,10 +22,12 @@ from gainstage.monitor.recording import Recording
 from gainstage.monitor.sampling import Sampler
 from gainstage.monitor.store import RunStore
 from gainstage.optimizers import check_trains
+from gainstage.program import unwrapped
 from gainstage.rules import Context, Finding, choose, flatten, run_rules
 from gainstage.signal import Ledger
 
 FAILURES = 3  # in a row, of what no probe of its own does; then the monitor stops
+UNSEEN = 10
 
 
 def watch(
@@ -52,15 +57,15 @@ def watch(
     """
     sampler = Sampler(every, budget)
     optimizers = _check_arguments(model, optimizer, log, on_finding)
-    previous = _watching(model)
+    previous = _watching(unwrapped(model))
     if previous is not None:
         previous.close()
     return Monitor(model, optimizers, sampler, log, on_finding, open_store(folder))
 
 
 def open_store(folder: str | Path | None) -> RunStore | None:
-    """The run's database, where there is a folder for it."""
-    return None if folder is None else RunStore(folder)
+    """The run's database, where there is a folder for it; of several processes the first writes it."""
+    return None if folder is None or not is_first() else RunStore(folder)
 
 
 def _check_arguments(model: Any, optimizer: Any, log: Any, on_finding: Any) -> list[Optimizer]:
@@ -88,23 +93,28 @@ class Monitor:
         on_finding,
         store: RunStore | None,
     ):
-        self.model, self.sampler, self.store = model, sampler, store
+        self.model, self.sampler, self.store = unwrapped(model), sampler, store
         self.log, self.on_finding = log, on_finding
         self.step = 0
         self.history: list[Reading] = []
         self.findings: list[Finding] = []
         self._fuses = Fuses()
-        self._passes = Passes(model, self._fuses)
-        self._failures = 0  # in a row
+        self._passes = Passes(self.model, self._fuses)
+        self._failures: list[Exception] = []  # in a row
         self._optimizers, self._stepped = len(optimizers), set[int]()
         self._closed = self._in_hook = False
         self._handles = [
-            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            model.register_forward_hook(self._after_forward, always_call=True),
+            self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            self.model.register_forward_hook(self._after_forward, always_call=True),
         ]
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        self._unseen = 0  # steps in a row that were to be measured and whose forward pass no hook saw
+        self._compiled = is_compiled(model)
+        weakref.finalize(self, settle).atexit = False  # for one that is never closed
+        weakref.finalize(self, self._passes.team.leave).atexit = False
+        self._prepare()
 
     @property
     def ledger(self) -> Ledger | None:
@@ -127,6 +137,8 @@ class Monitor:
             self._finish_step()
         self._closed = True
         self._passes.clear()
+        self._passes.team.leave()
+        run_eagerly(self, False)
         if self.store is not None:
             self.store.close()
             self.store = None
@@ -149,6 +161,8 @@ class Monitor:
 
     # ---------------------------------------------------------------- hooks
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():  # nothing of a hook is to be in the compiled code
+            return
         if self._closed:
             self.close()
         elif module is self.model and module.training and torch.is_grad_enabled():
@@ -159,16 +173,18 @@ class Monitor:
                 self._guarded(lambda: self._passes.begin((args, kwargs), anew))
 
     def _after_forward(self, module: nn.Module, _inputs: Any, output: Any) -> None:
-        if module is self.model:
+        if not torch.compiler.is_compiling() and module is self.model:
             self._guarded(lambda: self._passes.end(output))
 
     def _before_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         if id(optimizer) in self._stepped:  # once more, without a forward pass in between
             self._finish_step()
         self._guarded(lambda: self._passes.before_step(optimizer))
 
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        if self._closed:
+        if self._closed or torch.compiler.is_compiling():
             return
         self._guarded(self._passes.stepped)
         self._stepped.add(id(optimizer))
@@ -177,43 +193,84 @@ class Monitor:
 
     def _finish_step(self) -> None:
         """All optimisers have taken their step; or those that were to, for a new forward pass begins."""
-        recording = self._passes.chosen
+        recording, due = self._passes.chosen, self.sampler.due(self.step)
         self._stepped.clear()
-        reading = None if recording is None else self._guarded(lambda: self._take(recording))
+        if recording is not None:
+            self._unseen = 0
+        elif due:
+            self._note_unseen()
+        complete, intervals = self._meet(recording) if due else (True, None)
+        reading = self._guarded(lambda: self._take(recording)) if recording is not None and complete else None
         self._guarded(self._passes.clear)
-        judged = reading is not None and self.sampler.judges(self.step)
-        known = len(self.findings)
+        self._end_step(reading, intervals)
+        self._stop_if_failing()
+        self._prepare()
+        self._fuses.tell()
+
+    def _end_step(self, reading: Reading | None, intervals: tuple[int, int] | None) -> None:
+        judged, known = reading is not None and self.sampler.judges(self.step), len(self.findings)
         if judged:
             self._fuses.run("the rules", self._judge, reading)
-        self.sampler.stepped(self.step, reading is not None, judged)
+        self.sampler.stepped(self.step, reading is not None, judged, intervals)
         if len(self.findings) > known:
             self.sampler.found(self.step)
         self.step += 1
-        self._fuses.tell()
+
+    def _meet(self, recording: Recording | None) -> tuple[bool, tuple[int, int] | None]:
+        """Add up with the other processes that train the model, where there are some. Returns whether there is a reading of
+        all, and the intervals that all keep to; None for one process alone."""
+        group = self._passes.group
+        if not self._guarded(lambda: self._passes.team.is_complete(group)):
+            return True, None
+        mine = None if recording is None else self._guarded(recording.contribution)
+        turn, device = (self.step, self.sampler.intervals), next(self.model.parameters()).device
+        together = self._guarded(lambda: self._passes.team.meet(group, mine, turn, device))
+        if recording is None or together is None:
+            return False, None
+        recording.share(together)
+        return True, together.intervals
+
+    def _prepare(self) -> None:
+        """Compiled code calls no hooks: where it hid a step, or is known, the next measured one runs without it."""
+        run_eagerly(self, self._compiled and not self._closed and self.sampler.due(self.step))
+
+    def _note_unseen(self) -> None:
+        self._unseen, self._compiled = self._unseen + 1, True
+        if self._unseen == UNSEEN:
+            warnings.warn(
+                f"gainstage has seen no forward pass of the {type(self.model).__name__} in {UNSEEN} steps: it is measured "
+                "where the module itself is called, model(x), in training mode",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     def _guarded(self, action: Callable[[], Any]) -> Any:
-        """An error of ours never stops a training: it costs the reading of this step, and after three in a row the monitor
-        switches itself off with one warning."""
+        """An error of ours never stops a training: it costs the reading of this step."""
         was, self._in_hook = self._in_hook, True
         try:
             return action()
         except Exception as error:
             self._passes.clear()
-            self._failures += 1
-            if self._failures == FAILURES:
-                self.close()
-                warnings.warn(
-                    f"gainstage stopped watching: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=3
-                )
+            self._failures.append(error)
             return None
         finally:
             self._in_hook = was
+
+    def _stop_if_failing(self) -> None:
+        """After three errors in a row the monitor switches itself off with one warning. Only here, where a step is over: other
+        processes may count on this one until then."""
+        if len(self._failures) >= FAILURES and not self._closed:
+            error = self._failures[-1]
+            self._in_hook = True
+            self.close()
+            self._in_hook = False
+            warnings.warn(f"gainstage stopped watching: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=4)
 
     def _take(self, recording: Recording) -> Reading:
         reading = remember(self.history, self.step, recording.result())
         if self.log is not None or self.store is not None:
             self._write(reading.measured.ledger(theory=False))
-        self._failures = 0
+        self._failures.clear()
         return reading
 
     def _write(self, ledger: Ledger) -> None:
