@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gainstage.monitor.compilation import run_eagerly
-from gainstage.monitor.distributed import Team, group_of
+from gainstage.monitor.distributed import Team, replicating_group, sharding_group
 from gainstage.monitor.fuses import Fuses
 from gainstage.monitor.recording import Recording
 from gainstage.monitor.scaling import Scaling, overflow_in, scaling_of
@@ -84,7 +84,9 @@ class Passes:
         self._stepping: Optimizer | None = None
         self._settled = self._unscaled = False
         self.skipped = 0
-        self.group: Any = None  # of processes that train the model together, once it was seen
+        self.group: Any = sharding_group(
+            model
+        )  # of the processes that train it together; known at the latest in its forward
         self.team = Team()
 
     def begin(self, inputs: Any) -> None:
@@ -92,8 +94,8 @@ class Passes:
         if self._running is not None:
             self._within += 1
         elif not self._settled and not (self._passes and in_backward()):  # the first may be all that there is
-            if self.group is None and (group := group_of(self._model)) is not None:
-                self.group = group
+            self.group = self.group or replicating_group(self._model)
+            if self.group is not None:
                 self.team.join(self._model)
             self._running = Recording(self._model, inputs, self._fuses, self.group is not None)
             run_eagerly(self, True)  # nor is the tracer to be compiled with what the forward pass calls

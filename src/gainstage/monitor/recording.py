@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gainstage.monitor.distributed import LEVELS, Contribution, Sums, Together, fired, sums_of
+from gainstage.monitor.distributed import LEVELS, Contribution, Sums, Together, fired, local, sums_of
 from gainstage.monitor.fuses import Fuses
 from gainstage.monitor.scaling import Scaling
 from gainstage.program import tensors_in
@@ -21,9 +21,17 @@ from gainstage.signal.rows import make_ledger
 from gainstage.signal.statistics import mean_square
 from gainstage.signal.trace import Tracer
 
-unseen = (
-    torch._C.DisableTorchFunction
-)  # another watch may trace the pass around this one: what is done inside is not its
+SHARDED = (
+    "weight_gradient",
+    "update",
+)  # read from the optimiser's side, where a process may have a part of a weight only
+# another watch may trace the pass around this one: what is done inside is none of its network's
+unseen = torch._C.DisableTorchFunction
+
+
+def power(x: Tensor) -> Tensor:
+    """Mean square; 0 of a part that is empty."""
+    return mean_square(x) if x.numel() else x.new_zeros(())
 
 
 class GuardedProbes(Probes):
@@ -106,6 +114,7 @@ class Recording:
         self.graph: Graph | None = None
         self.probes = GuardedProbes(fuses)
         self.probes.sums = {} if together else None
+        self._model = model
         self._tracer = GuardedTracer(model, self.probes)
         self._stack = ExitStack()
         self._before: dict[int, Tensor] = {}
@@ -134,28 +143,36 @@ class Recording:
         """An optimiser is about to change weights: the gradients that it takes are complete. What others have taken before
         it in this step is known already."""
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        weights = {stage: w for stage, w in self.probes.weights.items() if isinstance(w, nn.Parameter)}
+        weights = self._weights()
         with self.probes.probe("weight gradient"):
             for stage, weight in weights.items():
                 key = "weight_gradient", stage
                 if weight.grad is not None and (id(weight) in own or key not in self.probes.values):
                     scale = scaling.left if id(weight) in own else scaling.scale
-                    self.probes.values[key] = mean_square(weight.grad) / scale**2
+                    self.probes.values[key] = power(local(weight.grad)) / scale**2
         if not self._before:
-            self._before = {stage: w.detach().clone() for stage, w in weights.items()}
+            self._before = {stage: local(w).clone() for stage, w in weights.items()}
 
     def stepped(self) -> None:
         """An optimiser has changed the weights."""
         with self.probes.probe("update"):
-            for stage, before in self._before.items():
-                self.probes.values["update", stage] = mean_square(self.probes.weights[stage] - before)
+            for stage, weight in self._weights().items():
+                if stage in self._before:
+                    self.probes.values["update", stage] = power(local(weight) - self._before[stage])
+
+    def _weights(self) -> dict[int, nn.Parameter]:
+        """The layers' weights as the model has them now: those of the forward pass may be gone where they are sharded."""
+        parameters = dict(self._model.named_parameters())
+        names = {stage.index: stage.layer.weight for stage in self.graph.stages} if self.graph is not None else {}
+        return {stage: parameters[name] for stage, name in names.items() if name in parameters}
 
     def contribution(self) -> Contribution:
         """What the other processes need of this one."""
         values, sums, channels = self.probes.values, self.probes.sums or {}, self.probes.fired
         apart = {(quantity, op) for op in sums for quantity in LEVELS} | {("dead", stage) for stage in channels}
         means = {key: value for key, value in values.items() if key not in apart}
-        return Contribution(self._samples, means, dict.fromkeys(means, float(self._samples)), sums, channels)
+        weights = {key: float(self._before[key[1]].numel() if key[0] in SHARDED else self._samples) for key in means}
+        return Contribution(self._samples, means, weights, sums, channels)
 
     def share(self, together: Together) -> None:
         """Put the figures of all processes in the place of this one's."""

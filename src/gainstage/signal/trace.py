@@ -98,7 +98,10 @@ class Tracer(TorchFunctionMode):
             self.in_loss = False
 
     def _enter_module(self, module: nn.Module, _inputs: Any) -> None:
-        self._module_stack.append(self._paths.get(id(module), ""))
+        path = self._paths.get(id(module), "")
+        self._module_stack.append(path)
+        for name, parameter in module._parameters.items():  # sharded ones are whole, and others, only while it runs
+            self._names.setdefault(id(parameter), f"{path}.{name}")
 
     def _leave_module(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
         self._module_stack.pop()
