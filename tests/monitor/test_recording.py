@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from gainstage.monitor.fuses import Fuses
-from gainstage.monitor.recording import GuardedProbes, Recording
+from gainstage.monitor.recording import GuardedProbes, Recording, power
 from gainstage.monitor.scaling import Scaling
 from tests.networks import TwoInputs, deep
 from tests.tools import blobs, normal, quiet
@@ -60,3 +60,8 @@ def test_an_error_of_a_probe_is_told_and_leaves_the_others_alone():
     with pytest.warns(RuntimeWarning, match="probe of outputs off"):
         fuses.tell()
     assert ("signal", 1) in probes.values
+
+
+def test_the_part_of_a_weight_may_be_empty():
+    assert power(torch.empty(0, 3)) == 0.0
+    assert power(torch.full((2, 3), 2.0)) == 4.0

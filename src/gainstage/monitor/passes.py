@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from gainstage.monitor.compilation import run_eagerly
 from gainstage.monitor.distributed import Team, replicating_group, sharding_group
 from gainstage.monitor.fuses import Fuses
+from gainstage.monitor.recomputation import in_backward
 from gainstage.monitor.recording import Recording
 from gainstage.monitor.scaling import Scaling, overflow_in, scaling_of
 from gainstage.program import tensors_in
@@ -46,6 +47,7 @@ class Pass:
         def reached() -> None:
             first, self.reached = not self.reached, True
             if first:
+                self.recording.backward_begun()
                 then(self)
 
         for tensor in tensors_in(output):
@@ -202,8 +204,3 @@ class Passes:
         self._running, self._within = None, 0
         self._stepping = None
         self._settled = self._unscaled = False
-
-
-def in_backward() -> bool:
-    """True while a backward pass runs: a forward pass within it is one that checkpointing runs again."""
-    return torch._C._current_graph_task_id() != -1

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 
 from gainstage.monitor.distributed import LEVELS, Contribution, Sums, Together, fired, local, sums_of
 from gainstage.monitor.fuses import Fuses
+from gainstage.monitor.guarded import GuardedTracer
+from gainstage.monitor.recomputation import Recomputation
 from gainstage.monitor.scaling import Scaling
 from gainstage.program import tensors_in
 from gainstage.signal import NETWORK_INPUT, Graph, Ledger, Operation
@@ -19,7 +21,6 @@ from gainstage.signal.prediction import source_fields
 from gainstage.signal.probes import Probes
 from gainstage.signal.rows import make_ledger
 from gainstage.signal.statistics import mean_square
-from gainstage.signal.trace import Tracer
 
 SHARDED = (
     "weight_gradient",
@@ -39,13 +40,13 @@ class GuardedProbes(Probes):
 
     def __init__(self, fuses: Fuses):
         super().__init__()
-        self._fuses = fuses
+        self.fuses = fuses
         self.in_half = False  # of float16, which overflows
         self.sums: dict[int, Sums] | None = None  # where several processes measure together
         self.fired: dict[int, Tensor] = {}
 
     def probe(self, quantity: str) -> AbstractContextManager[Any]:
-        return self._fuses.guard(f"the probe of {quantity}")
+        return self.fuses.guard(f"the probe of {quantity}")
 
     def _guarded(self, what: str, action: Callable[..., None], *arguments: Any) -> None:
         with unseen(), self.probe(what):
@@ -78,35 +79,6 @@ class GuardedProbes(Probes):
         self._guarded("gradient", super().gradient, operation, gradient)
 
 
-class GuardedTracer(Tracer):
-    """A tracer whose own errors never reach the forward pass it watches: the first one is kept."""
-
-    error: Exception | None = None
-    _outcome: tuple[Any, Exception | None] | None = None
-
-    def _run(self, func, args, kwargs) -> Any:
-        try:
-            result = super()._run(func, args, kwargs)
-        except Exception as error:
-            self._outcome = None, error
-            raise
-        self._outcome = result, None
-        return result
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self._outcome = None
-        try:
-            return super().__torch_function__(func, types, args, kwargs)
-        except Exception as error:
-            result, raised = self._outcome or (None, None)
-            if raised is error:
-                raise
-            self.error = self.error or error
-            return result if self._outcome is not None else func(*args, **(kwargs or {}))
-        finally:
-            self._outcome = None
-
-
 class Recording:
     """Traces and measures the model's next forward pass, the backward pass behind it, and the optimiser's step."""
 
@@ -118,6 +90,7 @@ class Recording:
         self._tracer = GuardedTracer(model, self.probes)
         self._stack = ExitStack()
         self._before: dict[int, Tensor] = {}
+        self._again: Recomputation | None = None
         tensors = tensors_in(inputs)
         self._samples = len(tensors[0]) if tensors and tensors[0].ndim else 0
         with unseen():
@@ -132,6 +105,14 @@ class Recording:
             raise self._tracer.error
         with unseen():
             self.graph = self._tracer.finish(output)
+        blind = [self.graph.operations[index] for index in self._tracer.blind]
+        if blind and torch.is_grad_enabled():
+            self._again = Recomputation(self._model, blind, self.probes.gradient, self.probes.fuses)
+
+    def backward_begun(self) -> None:
+        """A backward pass has come to the output."""
+        if self._again is not None:
+            self._again.begun = True
 
     def unscale(self, scale: float) -> None:
         """Take the scale of the loss out of the gradients that were read."""
@@ -192,3 +173,5 @@ class Recording:
         """Take every hook off."""
         self._stack.close()
         self.probes.detach()
+        if self._again is not None:
+            self._again.abandon()
