@@ -102,3 +102,11 @@ def test_a_network_without_biases_is_given_away_by_its_normalisation():
     assert untrained(model, x)
     gs.fit(model, nn.CrossEntropyLoss(), (x, y), optimizer="adam", epochs=2, progress=False)
     assert not untrained(model, x)
+
+
+def test_sharded_weights_are_not_taken_for_fresh_ones():
+    model = deep(2, "relu")
+    graph = trace(model, blobs()[0])
+    assert is_untrained(model, graph)
+    model.hidden1.weight.to_local = lambda: None  # as a DTensor has it
+    assert not is_untrained(model, graph)

@@ -17,8 +17,10 @@ LEAST = 4  # a matrix with fewer rows or columns cannot be judged
 def is_untrained(model: nn.Module, graph: Graph) -> bool:
     """True when every weight and bias of the graph's layers looks like a fresh draw.
 
-    In doubt the answer is False: new weights must never replace what was learned.
+    In doubt the answer is False: new weights must never replace what was learned. Sharded weights cannot be judged.
     """
+    if any(hasattr(parameter, "to_local") for parameter in model.parameters()):
+        return False
     stages = [(stage, weight_of(model, stage)) for stage in graph.stages]
     return all(map(_norm_looks_new, model.modules())) and all(
         looks_drawn(weight) and _bias_looks_drawn(model, stage, weight)

@@ -119,6 +119,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """True for a module that FSDP2 shards; known by its name: to import its type needs torch.distributed. Its parameters do
+    not tell: they are whole while it runs."""
+    return any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__)
+
+
 def run_model(model: nn.Module, x: Any) -> Any:
     """The model's output for a batch of inputs; BadInput when forward raises or returns no tensor."""
     _check_devices(model, x)

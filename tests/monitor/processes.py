@@ -59,6 +59,7 @@ def figures(monitor) -> dict[str, Any]:
         "rows": [measured(reading.ledger) for reading in monitor.history],
         "samples": [reading.ledger.samples for reading in monitor.history],
         "source": [reading.ledger.source.signal for reading in monitor.history],
+        "coverage": [reading.ledger.coverage for reading in monitor.history],
         "findings": [finding.code for finding in monitor.findings],
     }
 
@@ -87,6 +88,28 @@ def inner(rank: int) -> dict[str, Any]:
     for number in range(2):
         step(wrapped, optimizer, shard(blobs(32, seed=number), rank))
     return figures(monitor)
+
+
+def sharded(rank: int, watch: bool = True, whole: bool = False) -> dict[str, Any]:
+    """Weights in parts (FSDP2), layer by layer and the rest together, or as a `whole`."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = another(Chain, 7 + whole)
+    if not whole:
+        for layer in (model.a, model.b):
+            fully_shard(layer)
+    fully_shard(model)
+    optimizer = Adam(model.parameters(), lr=1e-2)
+    monitor = gs.watch(model, optimizer, every=1) if watch else None
+    with told() as warned:
+        for number in range(3):
+            step(model, optimizer, shard(blobs(32, seed=number), rank))
+    weights = {name: value.to_local().clone() for name, value in model.state_dict().items()}
+    return {"weights": weights, "warned": warned, **(figures(monitor) if monitor else {})}
+
+
+def sharded_whole(rank: int) -> dict[str, Any]:
+    return sharded(rank, whole=True)
 
 
 def convolutional(rank: int) -> dict[str, Any]:
@@ -197,9 +220,12 @@ def files(rank: int, folder: Path) -> dict[str, Any]:
 
 
 SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
-    f.__name__: f
-    for f in (plain, inner, convolutional, uneven, accumulated, adaptive, one_alone, one_stops, one_fails, differently)
-}
+    scenario.__name__: scenario
+    for scenario in (
+        plain, inner, sharded, sharded_whole, convolutional, uneven, accumulated,
+        adaptive, one_alone, one_stops, one_fails, differently,
+    )
+}  # fmt: skip
 
 
 def work(rank: int, folder: Path) -> None:
@@ -211,7 +237,8 @@ def work(rank: int, folder: Path) -> None:
     try:
         for name, scenario in SCENARIOS.items():
             results[name] = attempt(scenario, rank)
-        results["unwatched"] = attempt(plain, rank, False)
+        results["plain, unwatched"] = attempt(plain, rank, False)
+        results["sharded, unwatched"] = attempt(sharded, rank, False)
         results["files"] = attempt(files, rank, folder)
     finally:
         torch.save(results, folder / f"results{rank}")

@@ -12,10 +12,21 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
 import gainstage as gs
-from gainstage.monitor.distributed import Contribution, Sums, Team, combined, fired, group_of, is_first, levels, sums_of
+from gainstage.monitor.distributed import (
+    Contribution,
+    Sums,
+    Team,
+    combined,
+    fired,
+    is_first,
+    levels,
+    replicating_group,
+    sharding_group,
+    sums_of,
+)
 from gainstage.signal import statistics
 from tests.monitor import processes
-from tests.monitor.processes import Pictures, images
+from tests.monitor.processes import Pictures, another, images
 from tests.monitor.trainings import Chain, figures_differ, loss_of, measured, same_bits, step
 from tests.tools import blobs, normal, quiet
 
@@ -84,7 +95,7 @@ def test_what_is_not_the_same_has_another_signature():
 
 
 def test_a_process_alone_has_no_group_and_no_team():
-    assert group_of(quiet(Chain)) is None
+    assert replicating_group(quiet(Chain)) is sharding_group(quiet(Chain)) is None
     assert is_first()
     assert not Team().is_complete(None)
 
@@ -104,9 +115,9 @@ def results(tmp_path_factory) -> list[dict]:
     return found
 
 
-def alone(make, optimizer, batches) -> list[dict]:
+def alone(make, optimizer, batches, number: int = 0) -> list[dict]:
     """The same training in one process on the whole batches."""
-    model = quiet(make)
+    model = another(make, number)
     made = optimizer(model.parameters())
     monitor = gs.watch(model, made, every=1)
     for batch in batches:
@@ -116,6 +127,8 @@ def alone(make, optimizer, batches) -> list[dict]:
 
 ONE_PROCESS = {
     "plain": lambda: alone(Chain, lambda p: Adam(p, lr=1e-2), [blobs(32, seed=i) for i in range(3)]),
+    "sharded": lambda: alone(Chain, lambda p: Adam(p, lr=1e-2), [blobs(32, seed=i) for i in range(3)], 7),
+    "sharded_whole": lambda: alone(Chain, lambda p: Adam(p, lr=1e-2), [blobs(32, seed=i) for i in range(3)], 8),
     "inner": lambda: alone(Chain, lambda p: SGD(p, lr=0.1), [blobs(32, seed=i) for i in range(2)]),
     "convolutional": lambda: alone(Pictures, lambda p: SGD(p, lr=0.1), [images(0)]),
 }
@@ -153,9 +166,19 @@ def test_of_micro_batches_the_last_is_read_in_all_processes(results):
         assert figures_differ(found["accumulated"]["rows"][0], measured(monitor.ledger), rel=2e-4) == {}
 
 
-def test_a_watched_training_of_two_processes_stays_the_same_bit_by_bit(results):
+@pytest.mark.parametrize("name", ["plain", "sharded"])
+def test_a_watched_training_of_two_processes_stays_the_same_bit_by_bit(results, name):
     for found in results:
-        assert same_bits(found["plain"]["weights"], found["unwatched"]["weights"])
+        assert same_bits(found[name]["weights"], found[f"{name}, unwatched"]["weights"])
+
+
+@pytest.mark.parametrize("name", ["sharded", "sharded_whole"])
+def test_sharded_weights_are_no_operations_and_no_reason_to_warn(results, name):
+    for found in results:
+        assert found[name]["warned"] == []
+        for coverage in found[name]["coverage"]:
+            understood, total = coverage.split(" operations")[0].split(" of ")
+            assert understood == total
 
 
 def test_all_processes_measure_the_steps_that_the_first_one_decides_on(results):

@@ -244,3 +244,8 @@ def told():
         yield texts
     assert all(each.category is RuntimeWarning for each in caught)
     texts += [str(each.message) for each in caught]
+
+
+def fails(*_arguments: Any, **_settings: Any) -> None:
+    """In place of what is to be broken."""
+    raise ArithmeticError("the probe is broken")

@@ -210,3 +210,12 @@ def test_mean_squares_are_those_of_each_tensor(dtype):
     tensors = [normal(*shape, seed=seed).to(dtype) for seed, shape in enumerate([(3, 4), (100,), (2, 5, 5)])]
     expected = [float(t.double().square().mean()) for t in tensors]
     assert statistics.mean_squares(tensors).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_nothing_the_mean_square_is_zero(dtype):
+    """The part of a sharded weight may be empty."""
+    assert statistics.mean_squares([torch.empty(0, 3, dtype=dtype), torch.full((2, 3), 2.0, dtype=dtype)]).tolist() == [
+        0,
+        4,
+    ]

@@ -119,14 +119,29 @@ def all_added(tensors: Sequence[Tensor], group: Any) -> list[Tensor]:
 
 
 # ---------------------------------------------------------------- who measures together
-def group_of(model: nn.Module) -> Any:
-    """The process group whose processes train `model` together, seen from within its forward pass; None for one alone."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return None
+def local(x: Tensor) -> Tensor:
+    """The part of a tensor that this process has: all of it, unless it is sharded."""
+    part = x.detach()
+    return part.to_local() if is_sharded(part) else part  # pyright: ignore
+
+
+def is_sharded(x: Tensor) -> bool:
+    """True for a DTensor, whose class is slow to import."""
+    return hasattr(x, "to_local")
+
+
+def sharding_group(model: nn.Module) -> Any:
+    """The process group over which the parameters are sharded, all of them along one dimension; seen from outside of its
+    forward pass. None where they are not."""
+    meshes = {getattr(p, "device_mesh", None) for p in model.parameters() if is_sharded(p)}
+    mesh = meshes.pop() if len(meshes) == 1 else None
+    return mesh.get_group() if mesh is not None and mesh.ndim == 1 else None
+
+
+def replicating_group(model: nn.Module) -> Any:
+    """The process group of the DistributedDataParallel in whose forward pass the model runs; None outside of one."""
     around = getattr(DistributedDataParallel, "_active_ddp_module", None)
-    if around is not None and any(module is model for module in around.modules()):
-        return around.process_group if dist.get_world_size(around.process_group) > 1 else None
-    return None
+    return around.process_group if around is not None and any(m is model for m in around.modules()) else None
 
 
 class Team:
@@ -142,7 +157,7 @@ class Team:
 
     def join(self, model: nn.Module) -> None:
         """Say that this process watches `model`; to be called before the backward pass of the first step that is read.
-        Processes know each other's models by their weights, which are the same in all."""
+        Processes know each other's models by their weights, or by the shapes of those where each has a part."""
         if self._store is not None and not self._name:
             self._name = f"gainstage/{fingerprint(model)}"
             self._mine = self._store.add(f"{self._name}/{dist.get_rank()}", 1)
@@ -194,9 +209,10 @@ def is_first() -> bool:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A short text that two models share only if their weights are the same."""
+    """A short text that is the same in all processes that train a model, and another for another model."""
     sizes = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
-    sums = [p.detach().double().sum().item() for p in model.parameters()]
+    sharded = any(is_sharded(p) for p in model.parameters())
+    sums = [] if sharded else [p.detach().double().sum().item() for p in model.parameters()]
     return f"{zlib.crc32(repr((sizes, sums)).encode()):08x}"
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gainstage.monitor.compilation import run_eagerly
-from gainstage.monitor.distributed import Team, group_of
+from gainstage.monitor.distributed import Team, replicating_group, sharding_group
 from gainstage.monitor.fuses import Fuses
+from gainstage.monitor.recomputation import in_backward
 from gainstage.monitor.recording import Recording
 from gainstage.monitor.scaling import Scaling, overflow_in, scaling_of
 from gainstage.program import tensors_in
@@ -47,6 +48,7 @@ class Pass:
         def reached() -> None:
             first, self.reached = not self.reached, True
             if first:
+                self.recording.backward_begun()
                 then(self)
 
         for tensor in tensors_in(output):
@@ -86,7 +88,9 @@ class Passes:
         self._stepping: Optimizer | None = None
         self._settled = self._unscaled = False
         self.skipped = 0
-        self.group: Any = None  # of processes that train the model together, once it was seen
+        self.group: Any = sharding_group(
+            model
+        )  # of the processes that train it together; known at the latest in its forward
         self.team = Team()
 
     def begin(self, inputs: Any, anew: bool) -> None:
@@ -94,8 +98,8 @@ class Passes:
         if self._running is not None:
             self._within += 1
         elif not self._settled and not (self._passes and in_backward()):  # the first may be all that there is
-            if self.group is None and (group := group_of(self._model)) is not None:
-                self.group = group
+            self.group = self.group or replicating_group(self._model)
+            if self.group is not None:
                 self.team.join(self._model)
             script = None if anew else self._script
             self._running = Recording(self._model, inputs, self._fuses, script, self.group is not None)
@@ -208,8 +212,3 @@ class Passes:
         self._running, self._within = None, 0
         self._stepping = None
         self._settled = self._unscaled = False
-
-
-def in_backward() -> bool:
-    """True while a backward pass runs: a forward pass within it is one that checkpointing runs again."""
-    return torch._C._current_graph_task_id() != -1

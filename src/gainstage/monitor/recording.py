@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
 from typing import Any
@@ -12,21 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gainstage.monitor.distributed import LEVELS, Contribution, Sums, Together, fired, sums_of
+from gainstage.monitor.distributed import LEVELS, Contribution, Sums, Together, fired, local, sums_of
 from gainstage.monitor.fuses import Fuses
+from gainstage.monitor.guarded import GuardedTracer
 from gainstage.monitor.reading import Measured
+from gainstage.monitor.recomputation import Recomputation
 from gainstage.monitor.scaling import Scaling
 from gainstage.program import tensors_in
 from gainstage.signal import NETWORK_INPUT, Graph, Operation
 from gainstage.signal.operations import RECTIFIERS
 from gainstage.signal.probes import Probes
 from gainstage.signal.replay import Replay, Script
-from gainstage.signal.trace import Tracer
 from gainstage.signal.values import Key
 
 # another watch may trace the pass around this one: what is done inside is not its
 unseen = torch._C.DisableTorchFunction
 MOST_READ = 2**13  # elements of one tensor that are read where a script is followed, about
+# read from the optimiser's side, where a process may have a part of a weight only
+SHARDED = ("weight_gradient", "update")
 
 
 class GuardedProbes(Probes):
@@ -34,20 +37,20 @@ class GuardedProbes(Probes):
 
     def __init__(self, fuses: Fuses, most: int | None = None):
         super().__init__(most=most)
-        self._fuses = fuses
+        self.fuses = fuses
         self.in_half = False  # of float16, which overflows
         self.sums: dict[int, Sums] | None = None  # where several processes measure together
         self.fired: dict[int, Tensor] = {}
 
     def probe(self, quantity: str) -> AbstractContextManager[Any]:
-        return self._fuses.guard(f"the probe of {quantity}")
+        return self.fuses.guard(f"the probe of {quantity}")
 
     def _guarded(self, what: str, action: Callable[..., None], *arguments: Any) -> None:
         try:  # not by `probe`: this runs at every operation
             with unseen():
                 action(*arguments)
         except Exception as error:
-            self._fuses.blow(f"the probe of {what}", error)
+            self.fuses.blow(f"the probe of {what}", error)
 
     def stage_output(self, operation: int, stage: int, tensor: Tensor) -> None:
         self.in_half = self.in_half or tensor.dtype == torch.float16
@@ -76,35 +79,6 @@ class GuardedProbes(Probes):
         self._guarded("gradient", super().gradient, operation, gradient)
 
 
-class GuardedTracer(Tracer):
-    """A tracer whose own errors never reach the forward pass it watches: the first one is kept."""
-
-    error: Exception | None = None
-    _outcome: tuple[Any, Exception | None] | None = None
-
-    def _run(self, func, args, kwargs) -> Any:
-        try:
-            result = super()._run(func, args, kwargs)
-        except Exception as error:
-            self._outcome = None, error
-            raise
-        self._outcome = result, None
-        return result
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self._outcome = None
-        try:
-            return super().__torch_function__(func, types, args, kwargs)
-        except Exception as error:
-            result, raised = self._outcome or (None, None)
-            if raised is error:
-                raise
-            self.error = self.error or error
-            return result if self._outcome is not None else func(*args, **(kwargs or {}))
-        finally:
-            self._outcome = None
-
-
 class Recording:
     """Measures the model's next forward pass, the backward pass behind it, and the optimiser's step.
 
@@ -120,10 +94,12 @@ class Recording:
         self.script = script if script is not None and script.fits(inputs) else None
         self.probes = GuardedProbes(fuses, None if self.script is None else MOST_READ)
         self.probes.sums = {} if together else None
+        self._model = model
         self._stack = ExitStack()
         self._before: dict[int, Tensor] = {}
         self._graded: set[int] = set()  # weights whose gradients are known
         self._scale = 1.0
+        self._again: Recomputation | None = None
         tensors = tensors_in(inputs)
         self._samples = len(tensors[0]) if tensors and tensors[0].ndim else 0
         with unseen():
@@ -145,12 +121,26 @@ class Recording:
         if isinstance(self._mode, GuardedTracer):
             with unseen():
                 self.graph = self._mode.finish(output)
-                self.script = self._mode.script(self.graph)
+            self._look_again(self._mode, self.graph)
         elif self.script is not None and self._mode.followed:
             self.graph = self.script.graph
         else:
             self.script = None
         return self.graph is not None
+
+    def _look_again(self, tracer: GuardedTracer, graph: Graph) -> None:
+        """Keep the script for the next pass, but for networks in which other things happen than the model's own calls: those
+        with reentrant checkpoints, whose gradients come from a pass within the backward pass, and those with sharded weights."""
+        if tracer.blind and torch.is_grad_enabled():
+            blind = [graph.operations[index] for index in tracer.blind]
+            self._again = Recomputation(self._model, blind, self.probes.gradient, self.probes.fuses)
+        elif self.probes.weights_last:
+            self.script = tracer.script(graph)
+
+    def backward_begun(self) -> None:
+        """A backward pass has come to the output."""
+        if self._again is not None:
+            self._again.begun = True
 
     def unscale(self, scale: float) -> None:
         """Take the scale of the loss out of the gradients that were read."""
@@ -160,23 +150,37 @@ class Recording:
         """An optimiser is about to change weights: the gradients that it takes are complete. What others have taken before
         it in this step is known already."""
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        weights = {stage: w for stage, w in self.probes.weights.items() if isinstance(w, nn.Parameter)}
-        graded = {id(w): w.grad for w in weights.values() if w.grad is not None}
-        theirs = {key: grad for key, grad in graded.items() if key not in own and key not in self._graded}
+        weights = self._weights()
+        graded = {stage: weight.grad for stage, weight in weights.items() if weight.grad is not None}
+        mine = {stage: grad for stage, grad in graded.items() if id(weights[stage]) in own}
+        theirs = {stage: grad for stage, grad in graded.items() if stage not in mine and stage not in self._graded}
         self._graded |= graded.keys()
         with self.probes.probe("weight gradient"):
-            self.probes.weight_gradients({key: grad for key, grad in graded.items() if key in own}, scaling.left)
-            self.probes.weight_gradients(theirs, scaling.scale)
+            for gradients, scale in ((mine, scaling.left), (theirs, scaling.scale)):
+                self.probes.add_powers("weight_gradient", self._parts(gradients), scale)
         if not self._before:
             self.probes.read_weights()
             with self.probes.probe("update"):
-                self._before = {stage: self.probes.rows(w).clone() for stage, w in weights.items()}
+                self._before = {stage: part.clone() for stage, part in self._parts(weights).items()}
 
     def stepped(self) -> None:
         """An optimiser has changed the weights."""
         with self.probes.probe("update"):
-            now = {stage: self.probes.rows(self.probes.weights[stage]) for stage in self._before}
-            self.probes.updates({stage: now[stage] - before for stage, before in self._before.items()})
+            now = self._parts(self._weights())
+            changes = {stage: now[stage] - before for stage, before in self._before.items() if stage in now}
+            self.probes.add_powers("update", changes)
+
+    def _parts(self, tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """What is read of weights or their gradients; this process's part where they are sharded."""
+        return {stage: self.probes.rows(local(tensor)) for stage, tensor in tensors.items()}
+
+    def _weights(self) -> dict[int, nn.Parameter]:
+        """The layers' weights as the model has them now: those of the forward pass are gone where they are sharded."""
+        if self.probes.weights_last:
+            return {stage: w for stage, w in self.probes.weights.items() if isinstance(w, nn.Parameter)}
+        parameters = dict(self._model.named_parameters())
+        names = {stage.index: stage.layer.weight for stage in self.graph.stages} if self.graph is not None else {}
+        return {stage: parameters[name] for stage, name in names.items() if name in parameters}
 
     @cached_property
     def readings(self) -> dict[Key, float]:
@@ -197,8 +201,9 @@ class Recording:
         kept = {key: value for key, value in self.readings.items() if key not in apart}
         device = next(iter(sums.values())).first.device if sums else None
         numbers = torch.tensor(list(kept.values()), dtype=torch.float64, device=device)
-        means = dict(zip(kept, numbers, strict=True))
-        return Contribution(self._samples, means, dict.fromkeys(means, float(self._samples)), sums, channels)
+        sizes = {key: self._before[key[1]].numel() if key[0] in SHARDED else self._samples for key in kept}
+        weights = {key: float(size) for key, size in sizes.items()}
+        return Contribution(self._samples, dict(zip(kept, numbers, strict=True)), weights, sums, channels)
 
     def share(self, together: Together) -> None:
         """Put the figures of all processes in the place of this one's."""
@@ -216,3 +221,5 @@ class Recording:
         """Take every hook off."""
         self._stack.close()
         self.probes.detach()
+        if self._again is not None:
+            self._again.abandon()

@@ -16,8 +16,9 @@ from gainstage.errors import BadInput
 from gainstage.monitor.compilation import is_compiled, run_eagerly, settle
 from gainstage.monitor.distributed import is_first
 from gainstage.monitor.fuses import Fuses
-from gainstage.monitor.passes import Passes, in_backward
+from gainstage.monitor.passes import Passes
 from gainstage.monitor.reading import Reading, remember
+from gainstage.monitor.recomputation import in_backward
 from gainstage.monitor.recording import Recording
 from gainstage.monitor.sampling import Sampler
 from gainstage.monitor.store import RunStore

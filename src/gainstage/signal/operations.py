@@ -142,6 +142,7 @@ SILENT = {
     "tensor", "as_tensor", "rand", "randn", "randint", "randperm", "zeros_like", "ones_like", "empty_like",
     "full_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_empty", "new_tensor", "new_full",
     "bernoulli", "manual_seed", "repr", "str", "format", "get_device", "hash", "index", "int",
+    "all_gather_copy_in",  # weights that are put together where they are sharded
 }  # fmt: skip
 RANDOM = {"rand", "randn", "rand_like", "randn_like", "randint", "bernoulli"}  # differ from sample to sample
 

@@ -72,7 +72,7 @@ class WeightProbes(Observer):
         with self.probe("weight"):
             unread = {stage: self.rows(weight) for stage, weight in self.weights.items() if stage not in self._read}
             self._read |= unread.keys()
-            self._add_powers("weight", unread)
+            self.add_powers("weight", unread)
         for quantity, vectors in self.vectors.items():
             with self.probe(quantity):
                 for places, tensors in _grouped(vectors, lambda tensor: (tensor.shape, tensor.device)):
@@ -93,7 +93,7 @@ class WeightProbes(Observer):
     def _add(self, quantity: str, place: int, value: Tensor) -> None:
         self.values.add(quantity, (place,), value.reshape(1))
 
-    def _add_powers(self, quantity: str, tensors: Mapping[int, Tensor], scale: float = 1.0) -> None:
+    def add_powers(self, quantity: str, tensors: Mapping[int, Tensor], scale: float = 1.0) -> None:
         """Mean squares of tensors that were multiplied by `scale`."""
         for places, members in _grouped(tensors, lambda tensor: tensor.device):
             powers = statistics.mean_squares(members)
@@ -154,7 +154,7 @@ class Probes(WeightProbes):
     def _read_gradients(self) -> None:
         gradients, self._gradients, self._elements = self._gradients, {}, 0
         with self.probe("gradient"):
-            self._add_powers("gradient", gradients)
+            self.add_powers("gradient", gradients)
 
     def activation(self, operation: Operation, before: Tensor) -> None:
         if operation.activation is not None and operation.activation.saturates:
@@ -167,14 +167,10 @@ class Probes(WeightProbes):
             looked_at = thinned(after, 0, self.most) if first else after
             self._add("dead", operation.stage, statistics.dead_share(looked_at, 1 if first else -1))
 
-    def weight_gradients(self, gradients: Mapping[int, Tensor], scale: float = 1.0) -> None:
-        """Take in the gradients of the layers' weights, multiplied by `scale`, keyed by the weights' identity."""
+    def weight_gradients(self, gradients: Mapping[int, Tensor]) -> None:
+        """Take in the gradients of the layers' weights, keyed by the weights' identity."""
         found = {stage: self.rows(gradients[id(w)]) for stage, w in self.weights.items() if id(w) in gradients}
-        self._add_powers("weight_gradient", found, scale)
-
-    def updates(self, changes: Mapping[int, Tensor]) -> None:
-        """Take in how the rows of the layers' weights were changed by a step."""
-        self._add_powers("update", changes)
+        self.add_powers("weight_gradient", found)
 
     def read(self) -> dict[Key, float]:
         self._outputs.flush()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gainstage.program import tensors_in
-from gainstage.signal.calls import body_of, called_by_fsdp
+from gainstage.signal.calls import body_of
 from gainstage.signal.graph import Graph, Operation
 from gainstage.signal.observer import Observer
 
@@ -44,12 +44,11 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Script:
-    """All calls of a traced pass. shapes: of the network's inputs, with their types. sharded: FSDP2 makes calls of its own."""
+    """All calls of a traced pass. shapes: of the network's inputs, with their types."""
 
     graph: Graph
     calls: tuple[Call, ...]
     shapes: tuple[Any, ...]
-    sharded: bool = False
 
     def fits(self, inputs: Any) -> bool:
         """True for inputs of the same shapes and types."""
@@ -78,8 +77,6 @@ class Replay(TorchFunctionMode):
     def __init__(self, script: Script, observer: Observer):
         super().__init__()
         self._observer = observer
-        self._sharded = script.sharded
-        observer.weights_last = not script.sharded
         self._calls = [(call.function, call if call.tells or call.composed else None) for call in script.calls]
         self._position = 0
         self._lost = False
@@ -94,8 +91,6 @@ class Replay(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if self._sharded and called_by_fsdp():
-            return func(*args, **kwargs)
         if self._lost or self._position == len(self._calls):
             self._lost = True
             return func(*args, **kwargs)

@@ -162,8 +162,8 @@ def signal_and_offset(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mean_square(x: Tensor) -> Tensor:
-    """Mean of x^2 over everything."""
-    return x.detach().float().square().mean()
+    """Mean of x^2 over everything; 0 of nothing."""
+    return x.detach().float().square().sum() / max(x.numel(), 1)
 
 
 def mean_squares(tensors: Sequence[Tensor]) -> Tensor:
@@ -171,7 +171,7 @@ def mean_squares(tensors: Sequence[Tensor]) -> Tensor:
     if any(type(t) not in (Tensor, torch.nn.Parameter) or t.dtype != torch.float32 for t in tensors):
         return torch.stack([mean_square(t) for t in tensors])
     norms = torch._foreach_norm([t.detach() for t in tensors])  # pyright: ignore  (one call, as in clip_grad_norm_)
-    return torch.stack(norms).square() / norms[0].new_tensor([t.numel() for t in tensors])
+    return torch.stack(norms).square() / norms[0].new_tensor([max(t.numel(), 1) for t in tensors])
 
 
 def dead_share(x: Tensor, channel_dim: int) -> Tensor:

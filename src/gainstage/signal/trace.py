@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from gainstage.program import tensors_in
+from gainstage.program import is_sharded, tensors_in
 from gainstage.signal import operations as ops
 from gainstage.signal.calls import body_of, called_by_fsdp, is_number, recorded, written
 from gainstage.signal.graph import NETWORK_INPUT, Graph, Operation, Stage
@@ -38,7 +38,7 @@ class Tracer(TorchFunctionMode):
         self.loss_operations: list[str] = []
         self.in_loss = False
         self._model = model
-        self._sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+        self._sharded = any(map(is_sharded, model.modules()))
         self.observer.weights_last = not self._sharded
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._lasting = frozenset(self._names)
@@ -83,7 +83,10 @@ class Tracer(TorchFunctionMode):
             self.in_loss = False
 
     def _enter_module(self, module: nn.Module, _inputs: Any) -> None:
-        self._module_stack.append(self._paths.get(id(module), ""))
+        path = self._paths.get(id(module), "")
+        self._module_stack.append(path)
+        for name, parameter in module._parameters.items():  # sharded ones are whole, and others, only while it runs
+            self._names.setdefault(id(parameter), f"{path}.{name}")
 
     def _leave_module(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
         self._module_stack.pop()
@@ -328,7 +331,7 @@ class Tracer(TorchFunctionMode):
             call if call.operation is None else call._replace(leaving=leaving.get(call.operation.index, ()))
             for call in made
         )
-        return Script(graph, tuple(calls), self._shapes, self._sharded)
+        return Script(graph, tuple(calls), self._shapes)
 
     def _stage(self, index: int, members: tuple[Operation, ...]) -> Stage:
         module, call = self._opened[index]

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from gainstage.errors import BadInput
+from gainstage.program import is_sharded
 from gainstage.randomness import preserved
 
 # kept by nn.Module itself; restored piece by piece below rather than by replacing the containers
@@ -45,8 +46,8 @@ def _reshard(modules: tuple[nn.Module, ...]) -> None:
     """FSDP2 keeps its outermost parameters whole between forward and backward: put them back into their shards, or it would
     take the restored shards for whole ones."""
     for module in (each for model in modules for each in model.modules()):
-        if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
-            getattr(module, "reshard")()  # noqa: B009, known by its name: its type needs torch.distributed
+        if is_sharded(module):
+            getattr(module, "reshard")()  # noqa: B009, a method of a type that is not imported
 
 
 class _Content:
