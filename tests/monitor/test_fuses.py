@@ -46,7 +46,10 @@ BROKEN = {  # what is broken: the probes that are told of, and the quantities th
     (Stack, "spread"): (("spread",), set()),
     (statistics, "dead_share"): (("dead units",), {"dead"}),
     (statistics, "saturated_share"): (("saturation",), {"saturated"}),
-    (RECORDING.GuardedProbes, "rows"): (("weight gradient", "weight", "update"), {"weight", "weight_gradient", "update"}),
+    (RECORDING.GuardedProbes, "rows"): (
+        ("weight gradient", "weight", "update"),
+        {"weight", "weight_gradient", "update"},
+    ),
 }
 
 

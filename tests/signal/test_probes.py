@@ -279,3 +279,17 @@ def test_of_large_weights_evenly_spread_rows_are_read():
     assert rows.shape == (64, 64)
     assert torch.equal(rows, layer.weight.detach()[::4])
     assert WeightProbes().rows(layer.weight).shape == (256, 64)
+
+
+def test_the_effective_rank_is_read_by_thorough_probes_alone():
+    model, x = quiet(lambda: nn.Linear(20, 8)), normal(64, 20)
+    values = probed(model, x)[2]
+    assert {quantity for quantity, place in values if place == 0} >= {"still", "zero", "kurtosis", "outliers"}
+    z = (model(x) - model(x).mean(0)).detach().double()
+    assert values["effective_rank", 0] == pytest.approx(
+        float((z.T @ z).trace() ** 2 / (z.T @ z).square().sum()), rel=1e-4
+    )
+    quick = probed(model, x, lambda: Probes(thorough=False))[2]
+    assert ("effective_rank", 0) not in quick
+    assert quick["kurtosis", 0] == values["kurtosis", 0]
+    assert ("kurtosis", NETWORK_INPUT) not in values, "what has no layer has no channels"

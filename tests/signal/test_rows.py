@@ -241,3 +241,24 @@ def test_a_deep_network_whose_signal_ends_in_rounding_is_told_apart():
     assert alive[0]
     assert not alive[-2]
     assert max(map(abs, forward(found))) < 4.5
+
+
+def test_channels_and_samples_as_they_were_read():
+    shape = {"still_1": 0.5, "zero_1": 0.25, "kurtosis_1": 2.0, "outliers_1": 0.0, "effective_rank_1": 3.5}
+    first, second = ledger(**shape).rows
+    assert (first.kurtosis, first.outliers, first.effective_rank) == (2, 0, 3.5)
+    assert first.constant == 0.25, "zeros of a rectifier are dead instead"
+    assert ledger(dead_0=None, **shape).rows[0].constant == 0.5
+    assert (first.dead_bound, second.dead_bound) == (3 / 8, None)
+    assert (second.constant, second.kurtosis, second.outliers, second.effective_rank) == (None,) * 4
+    assert first.level == pytest.approx(1)
+
+
+def test_what_could_not_be_worked_out_is_not_observed():
+    first = ledger(kurtosis_1=math.nan, outliers_1=math.nan, effective_rank_1=math.nan).rows[0]
+    assert (first.kurtosis, first.outliers, first.effective_rank) == (None, None, None)
+    lost = ledger(still_1=0.0, zero_1=0.0, signal_1=math.nan).rows[0]
+    assert lost.constant is None, "nothing is known of channels that are not finite"
+    faint = {"effective_rank_1": 3.5, "offset_1": 1.0}
+    assert ledger(signal_1=2e-12, **faint).rows[0].effective_rank == 3.5
+    assert ledger(signal_1=0.5e-12, **faint).rows[0].effective_rank is None, "rounding has directions of its own"

@@ -29,7 +29,7 @@ class GuardedProbes(Probes):
     """Probes whose errors never reach the training they watch: what failed is not observed, and told by the fuses."""
 
     def __init__(self, fuses: Fuses):
-        super().__init__(most=MOST_READ)
+        super().__init__(most=MOST_READ, thorough=False)
         self._fuses = fuses
         self.in_half = False  # of float16, which overflows
 

@@ -11,6 +11,8 @@ from gainstage.display import Displayed
 from gainstage.errors import MissingExtra
 from gainstage.theory import decibels
 
+ROUNDING = 1e-6  # of an offset in single precision
+
 
 @dataclass(frozen=True)
 class Row:
@@ -18,8 +20,15 @@ class Row:
 
     signal, offset: of the stage's output. similarity: mean cosine between samples there. gain: signal out over in.
     gradient: of the loss with respect to the stage's output. backward_gain: gradient at the stage's input over that at
-    its output. dead: units that are zero on every sample (true rate below 3/samples at 95 % where none was seen).
-    saturated: pre-activations where the activation no longer responds. weight, weight_gradient: of the layer's weight.
+    its output. dead: units (channels) behind a rectifier that are zero on every sample, at each position. dead_bound: such
+    a unit fires on less than this share of all inputs, at 95 % confidence: 3 / samples, the rule of three (positions of one
+    sample are no independent looks). constant: other channels that are the same on every sample, at each position.
+    saturated: pre-activations where the activation no longer responds: its derivative is below 5 % of its maximum.
+    kurtosis: of the channels' RMS, mean of s^4 over squared mean of s^2 (He et al. 2024): 1 where all are equally strong.
+    outliers: channels (of 64 or more) that are stronger than Gaussian ones beside the others ever are (Stack.outliers).
+    effective_rank (preview): in how many directions samples differ, tr(C)^2 / tr(C^2), of at most 64 samples and so never
+    more than 63; None where rounding may be what differs.
+    weight, weight_gradient: of the layer's weight.
     update: size of the optimiser's last true step (weight after minus before) relative to the weight; only while training.
     expected_gain, expected_backward_gain: theory, for the level that really came in (the gradient that really came back) and
     the size of the weights as they are. gain_error, backward_gain_error: their standard errors for weights drawn at random,
@@ -41,7 +50,12 @@ class Row:
     expected_backward_gain: float | None = None
     backward_gain_error: float | None = None
     dead: float | None = None
+    dead_bound: float | None = None
+    constant: float | None = None
     saturated: float | None = None
+    kurtosis: float | None = None
+    outliers: float | None = None
+    effective_rank: float | None = None
     weight: float | None = None
     weight_gradient: float | None = None
     update: float | None = None
@@ -65,9 +79,14 @@ class Row:
         return None if self.gradient is None else decibels(self.gradient * math.sqrt(self.units))
 
     @property
+    def level(self) -> float | None:
+        """RMS of the stage's output: signal and offset together, sqrt(signal^2 + offset^2)."""
+        return None if self.signal is None or self.offset is None else math.hypot(self.signal, self.offset)
+
+    @property
     def is_rounding(self) -> bool:
         """True when the signal is so small beside the offset that in single precision it may be rounding noise."""
-        return self.signal is not None and self.offset is not None and self.signal < 1e-6 * self.offset
+        return self.signal is not None and self.offset is not None and self.signal < ROUNDING * self.offset
 
     @property
     def signal_db(self) -> float | None:

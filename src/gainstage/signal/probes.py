@@ -18,6 +18,9 @@ from gainstage.signal.observer import Observer
 from gainstage.signal.statistics import Stack
 from gainstage.signal.values import MOST, Key, Stacks, Values
 
+OF_UNITS = ("signal", "offset", "similarity")
+OF_CHANNELS = ("spread", "still", "zero", "kurtosis", "outliers")
+
 
 @dataclass
 class WeightProbes(Observer):
@@ -103,8 +106,12 @@ def _grouped(tensors: Mapping[int, Tensor], key: Callable[[Tensor], Any]) -> lis
 
 @dataclass
 class Probes(WeightProbes):
-    """Watches one pass as the tracer's observer, forward and backward."""
+    """Watches one pass as the tracer's observer, forward and backward.
 
+    thorough: also what costs more, the effective rank of the outputs.
+    """
+
+    thorough: bool = True
     units: dict[int, int] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
 
@@ -125,7 +132,8 @@ class Probes(WeightProbes):
             self.handles.append(tensor.register_hook(self._gradient_probe(operation)))
 
     def _read_outputs(self, places: Sequence[int], stack: Stack) -> None:
-        for quantity in ("signal", "offset", "similarity", *(["spread"] if stack.channels else [])):
+        of_channels = OF_CHANNELS if stack.channels else ()
+        for quantity in (*OF_UNITS, *of_channels, *(["effective_rank"] if self.thorough else [])):
             with self.probe(quantity):
                 self.values.add(quantity, places, getattr(stack, quantity))
         if stack.has_positions:
@@ -189,6 +197,5 @@ def thinned(tensor: Tensor, channel_dim: int, most: int | None) -> Tensor:
     positions = tensor.flatten(2) if first else tensor.flatten(1, -2)
     count = positions.shape[2 if first else 1]
     step = min(math.ceil(tensor.numel() / most), count)
-    while step < count and math.gcd(step, tensor.shape[-1 if first else -2]) > 1:
-        step += 1  # else it would meet the same columns of an image in every row
+    step = min(statistics.coprime_step(step, tensor.shape[-1 if first else -2]), count)
     return (positions[:, :, ::step] if first else positions[:, ::step]).contiguous()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gainstage.signal.graph import NETWORK_INPUT, Graph, Stage
-from gainstage.signal.ledger import Ledger, Row
+from gainstage.signal.ledger import ROUNDING, Ledger, Row
 from gainstage.signal.prediction import Readings, Theory, theory_stage_by_stage
 from gainstage.theory.field import Field
 from gainstage.theory.propagation import SILENCE
@@ -27,7 +27,7 @@ def make_ledger(
     """The ledger of a graph from the readings (mean squares and shares) of its stages; `sources`: the network's inputs,
     without which nothing is asked of theory."""
     theory = None if sources is None else theory_stage_by_stage(graph, readings, sources)
-    rows = tuple(_row(graph, stage, readings, theory, units) for stage in graph.stages)
+    rows = tuple(_row(graph, stage, readings, theory, units, samples) for stage in graph.stages)
     unknown = tuple(dict.fromkeys(f"{op.name} in {op.module or '(model)'}" for op in graph.unknown))
     return Ledger(rows, _source_row(graph, readings, units), samples, loss, graph.coverage, unknown)
 
@@ -42,9 +42,12 @@ def _source_row(graph: Graph, readings: Readings, units: Mapping[int, int]) -> R
     return Row(NETWORK_INPUT, name, "", units[place], **_levels(readings, place))
 
 
-def _row(graph: Graph, stage: Stage, readings: Readings, theory: Theory | None, units: Mapping[int, int]) -> Row:
+def _row(
+    graph: Graph, stage: Stage, readings: Readings, theory: Theory | None, units: Mapping[int, int], samples: int
+) -> Row:
     index, before = stage.index, stage.layer.inputs[0]
     after = graph.output_of(stage)
+    dead = readings.get(("dead", index))
     return Row(
         index=index,
         name=stage.name,
@@ -53,12 +56,15 @@ def _row(graph: Graph, stage: Stage, readings: Readings, theory: Theory | None, 
         gain=_ratio(readings, "signal", after, before),
         backward_gain=_ratio(readings, "gradient", before, after),
         gradient=_root(readings, "gradient", after),
-        dead=readings.get(("dead", index)),
+        dead=dead,
+        dead_bound=None if dead is None else 3 / samples,
+        constant=_constant(readings, after, dead is not None),
         saturated=readings.get(("saturated", index)) if stage.activation and stage.activation.saturates else None,
         weight=_root(readings, "weight", index),
         weight_gradient=_root(readings, "weight_gradient", index),
         update=_size_ratio(readings, index),
         **_levels(readings, after),
+        **_shape(readings, after),
         **({} if theory is None else _expected(theory, stage, readings, before, after)),
     )
 
@@ -69,12 +75,36 @@ def _expected(theory: Theory, stage: Stage, readings: Readings, before: int, aft
 
 
 def _levels(readings: Readings, operation: int) -> dict[str, Any]:
-    alike = readings.get(("similarity", operation))
     return {
         "signal": _root(readings, "signal", operation),
         "offset": _root(readings, "offset", operation),
-        "similarity": None if alike is None or math.isnan(alike) else alike,
+        "similarity": _number(readings, "similarity", operation),
     }
+
+
+def _shape(readings: Readings, operation: int) -> dict[str, float | None]:
+    """How channels and samples are spread out."""
+    signal, offset = (readings.get((quantity, operation), math.nan) for quantity in ("signal", "offset"))
+    ranked = signal > ROUNDING**2 * offset
+    return {
+        "kurtosis": _number(readings, "kurtosis", operation),
+        "outliers": _number(readings, "outliers", operation),
+        "effective_rank": _number(readings, "effective_rank", operation) if ranked else None,
+    }
+
+
+def _constant(readings: Readings, operation: int, rectified: bool) -> float | None:
+    """Share of channels that do not differ between samples; zeros of a rectifier are dead instead."""
+    still = readings.get(("still", operation))
+    if still is None or not math.isfinite(readings["signal", operation]):
+        return None
+    return still - readings["zero", operation] if rectified else still
+
+
+def _number(readings: Readings, quantity: str, place: int) -> float | None:
+    """A reading; None where there is none, and where it could not be worked out."""
+    value = readings.get((quantity, place))
+    return None if value is None or math.isnan(value) else value
 
 
 def _expected_gain(
