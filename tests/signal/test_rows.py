@@ -252,6 +252,15 @@ def test_channels_and_samples_as_they_were_read():
     assert (first.dead_bound, second.dead_bound) == (3 / 8, None)
     assert (second.constant, second.kurtosis, second.outliers, second.effective_rank) == (None,) * 4
     assert first.level == pytest.approx(1)
+    split = {
+        "gradient_signal_1": 4.0,
+        "gradient_offset_1": 9.0,
+        "gradient_similarity_1": 0.5,
+        "gradient_underflow_1": 0.1,
+    }
+    first = ledger(underflow_1=0.0, **split).rows[0]
+    assert (first.gradient_signal, first.gradient_offset, first.gradient_similarity) == (2, 3, 0.5)
+    assert (first.underflow, first.overflow, first.gradient_underflow) == (0, None, 0.1)
 
 
 def test_what_could_not_be_worked_out_is_not_observed():

@@ -203,6 +203,23 @@ def test_of_large_tensors_an_effective_rank_is_read_off_some_samples_and_units()
     assert float(read) != pytest.approx(slow_rank(x[:64]), rel=0.05), "evenly spread samples, not the first"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_underflow_is_the_share_of_faint_numbers_among_those_that_are_not_zero(dtype):
+    least, most = torch.finfo(dtype).smallest_normal, torch.finfo(dtype).max
+    numbers = [0.0, 0.0, least / 4, -least / 2, least, 1.0, -1.0, most / 2, most, -torch.inf, torch.nan, -least * 2]
+    stack = Stack(torch.tensor(numbers, dtype=dtype).reshape(1, 3, 4))
+    assert stack.is_half
+    assert float(stack.underflow) == pytest.approx(2 / 10)
+    assert float(stack.overflow) == pytest.approx(3 / 12)
+    assert torch.isnan(Stack(torch.zeros(1, 3, 4, dtype=dtype)).underflow).all()
+    assert not Stack(torch.zeros(1, 3, 4)).is_half
+
+
+def test_the_level_is_the_mean_square():
+    x = normal(3, 7, 5) + 2
+    assert Stack(x).level.tolist() == pytest.approx(x.double().square().mean((1, 2)).tolist(), rel=1e-5)
+
+
 def slow_gaps(x, step, axis):
     """Half mean squared differences of values `step` apart along one axis, in one sample and over all pairs of two."""
     one, other = (

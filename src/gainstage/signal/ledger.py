@@ -19,7 +19,8 @@ class Row:
     """One stage. Sizes are RMS values, gains ratios of RMS values, shares lie in 0..1; None means not observed.
 
     signal, offset: of the stage's output. similarity: mean cosine between samples there. gain: signal out over in.
-    gradient: of the loss with respect to the stage's output. backward_gain: gradient at the stage's input over that at
+    gradient: of the loss with respect to the stage's output. gradient_signal, gradient_offset, gradient_similarity: its split
+    in the same sense, what differs between samples and what all samples want alike; only by check. backward_gain: gradient at the stage's input over that at
     its output. dead: units (channels) behind a rectifier that are zero on every sample, at each position. dead_bound: such
     a unit fires on less than this share of all inputs, at 95 % confidence: 3 / samples, the rule of three (positions of one
     sample are no independent looks). constant: other channels that are the same on every sample, at each position.
@@ -28,6 +29,10 @@ class Row:
     outliers: channels (of 64 or more) that are stronger than Gaussian ones beside the others ever are (Stack.outliers).
     effective_rank (preview): in how many directions samples differ, tr(C)^2 / tr(C^2), of at most 64 samples and so never
     more than 63; None where rounding may be what differs.
+    underflow, overflow, gradient_underflow, gradient_overflow: only of numbers of 16 bits or fewer. Underflow: share of what
+    is not zero that is below the least normal number (6.1e-5 for float16): where many are, others have turned into zeros
+    already. Overflow: share at the largest number (65504 for float16) or beyond. Gradients as they run, so with the scale of
+    a gradient scaler.
     weight, weight_gradient: of the layer's weight.
     update: size of the optimiser's last true step (weight after minus before) relative to the weight; only while training.
     expected_gain, expected_backward_gain: theory, for the level that really came in (the gradient that really came back) and
@@ -46,6 +51,9 @@ class Row:
     expected_gain: float | None = None
     gain_error: float | None = None
     gradient: float | None = None
+    gradient_signal: float | None = None
+    gradient_offset: float | None = None
+    gradient_similarity: float | None = None
     backward_gain: float | None = None
     expected_backward_gain: float | None = None
     backward_gain_error: float | None = None
@@ -56,6 +64,10 @@ class Row:
     kurtosis: float | None = None
     outliers: float | None = None
     effective_rank: float | None = None
+    underflow: float | None = None
+    overflow: float | None = None
+    gradient_underflow: float | None = None
+    gradient_overflow: float | None = None
     weight: float | None = None
     weight_gradient: float | None = None
     update: float | None = None

@@ -19,6 +19,7 @@ from gainstage.signal.statistics import Stack
 from gainstage.signal.values import MOST, Key, Stacks, Values
 
 OF_UNITS = ("signal", "offset", "similarity")
+OF_HALVES = ("underflow", "overflow")
 OF_CHANNELS = ("spread", "still", "zero", "kurtosis", "outliers")
 
 
@@ -108,7 +109,7 @@ def _grouped(tensors: Mapping[int, Tensor], key: Callable[[Tensor], Any]) -> lis
 class Probes(WeightProbes):
     """Watches one pass as the tracer's observer, forward and backward.
 
-    thorough: also what costs more, the effective rank of the outputs.
+    thorough: also what costs more, the effective rank of the outputs and the split of the gradients.
     """
 
     thorough: bool = True
@@ -117,6 +118,7 @@ class Probes(WeightProbes):
 
     def __post_init__(self) -> None:
         self._outputs = Stacks(self._read_outputs)
+        self._split = Stacks(self._read_split_gradients)
         self._gradients: dict[int, Tensor] = {}
         self._elements = 0
 
@@ -132,20 +134,31 @@ class Probes(WeightProbes):
             self.handles.append(tensor.register_hook(self._gradient_probe(operation)))
 
     def _read_outputs(self, places: Sequence[int], stack: Stack) -> None:
-        of_channels = OF_CHANNELS if stack.channels else ()
-        for quantity in (*OF_UNITS, *of_channels, *(["effective_rank"] if self.thorough else [])):
-            with self.probe(quantity):
-                self.values.add(quantity, places, getattr(stack, quantity))
+        self._add_all(OF_UNITS, places, stack)
+        if stack.channels:
+            self._add_all(OF_CHANNELS, places, stack)
+        if stack.is_half:
+            self._add_all(OF_HALVES, places, stack)
+        if self.thorough:
+            self._add_all(("effective_rank",), places, stack)
         if stack.has_positions:
             with self.probe("positions"):
                 for quantity, gaps in zip(("far", "far_across"), stack.far_gaps, strict=True):
                     self.values.add(quantity, places, gaps)
+
+    def _add_all(self, quantities: Sequence[str], places: Sequence[int], stack: Stack, prefix: str = "") -> None:
+        for quantity in quantities:
+            with self.probe(f"{prefix}{quantity}"):
+                self.values.add(f"{prefix}{quantity}", places, getattr(stack, quantity))
 
     def _gradient_probe(self, operation: int):
         return lambda gradient: self.gradient(operation, gradient)
 
     def gradient(self, operation: int, gradient: Tensor) -> None:
         """The gradient with respect to an operation's output has arrived."""
+        if self.thorough:
+            self._split.add(operation, gradient.unsqueeze(1) if gradient.ndim < 2 else gradient, (None, -1))
+            return
         self._gradients[operation] = gradient
         self._elements += gradient.numel()
         if self._elements >= MOST:
@@ -155,6 +168,17 @@ class Probes(WeightProbes):
         gradients, self._gradients, self._elements = self._gradients, {}, 0
         with self.probe("gradient"):
             self._add_powers("gradient", gradients)
+        for place, gradient in gradients.items():
+            stack = Stack(gradient.unsqueeze(0))
+            if stack.is_half:
+                self._add_all(OF_HALVES, (place,), stack, "gradient_")
+
+    def _read_split_gradients(self, places: Sequence[int], stack: Stack) -> None:
+        with self.probe("gradient"):
+            self.values.add("gradient", places, stack.level)
+        self._add_all(OF_UNITS, places, stack, "gradient_")
+        if stack.is_half:
+            self._add_all(OF_HALVES, places, stack, "gradient_")
 
     def activation(self, operation: Operation, before: Tensor) -> None:
         if operation.activation is not None and operation.activation.saturates:
@@ -177,6 +201,7 @@ class Probes(WeightProbes):
 
     def read(self) -> dict[Key, float]:
         self._outputs.flush()
+        self._split.flush()
         self._read_gradients()
         return super().read()
 

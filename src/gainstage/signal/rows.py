@@ -56,6 +56,9 @@ def _row(
         gain=_ratio(readings, "signal", after, before),
         backward_gain=_ratio(readings, "gradient", before, after),
         gradient=_root(readings, "gradient", after),
+        gradient_signal=_root(readings, "gradient_signal", after),
+        gradient_offset=_root(readings, "gradient_offset", after),
+        gradient_similarity=_number(readings, "gradient_similarity", after),
         dead=dead,
         dead_bound=None if dead is None else 3 / samples,
         constant=_constant(readings, after, dead is not None),
@@ -83,12 +86,12 @@ def _levels(readings: Readings, operation: int) -> dict[str, Any]:
 
 
 def _shape(readings: Readings, operation: int) -> dict[str, float | None]:
-    """How channels and samples are spread out."""
+    """How channels and samples are spread out, and whether their numbers fit their type."""
     signal, offset = (readings.get((quantity, operation), math.nan) for quantity in ("signal", "offset"))
     ranked = signal > ROUNDING**2 * offset
+    plain = ("kurtosis", "outliers", "underflow", "overflow", "gradient_underflow", "gradient_overflow")
     return {
-        "kurtosis": _number(readings, "kurtosis", operation),
-        "outliers": _number(readings, "outliers", operation),
+        **{quantity: _number(readings, quantity, operation) for quantity in plain},
         "effective_rank": _number(readings, "effective_rank", operation) if ranked else None,
     }
 

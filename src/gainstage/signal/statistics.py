@@ -65,6 +65,30 @@ class Stack:
         retains (variance / n), so that signal + offset is the plain mean square."""
         return (self.centre.square().flatten(1).mean(1) - self.signal / self.samples).clamp_min(0)
 
+    @property
+    def level(self) -> Tensor:
+        """Mean square, (places,)."""
+        return self.centre.square().flatten(1).mean(1) + self.signal * ((self.samples - 1) / self.samples)
+
+    @property
+    def is_half(self) -> bool:
+        """True for numbers of 16 bits or fewer, whose range is an issue."""
+        return torch.finfo(self.values.dtype).bits <= 16
+
+    @cached_property
+    def underflow(self) -> Tensor:
+        """Share of what is not zero that is below the least normal number of its type, where numbers lose digits and then
+        turn into zeros: (places,); NaN where all is zero."""
+        sizes = self.floats.flatten(1).abs()
+        faint = sizes < torch.finfo(self.values.dtype).smallest_normal
+        nonzero = sizes > 0
+        return (faint & nonzero).sum(1) / (nonzero | sizes.isnan()).sum(1)
+
+    @cached_property
+    def overflow(self) -> Tensor:
+        """Share of numbers at the largest number of their type, beyond it or none at all: (places,)."""
+        return 1 - (self.floats.flatten(1).abs() < torch.finfo(self.values.dtype).max).float().mean(1)
+
     @cached_property
     def similarity(self) -> Tensor:
         """Mean cosine between different samples, (places,): (|sum of unit vectors|^2 - n) / (n (n - 1)); samples of all
