@@ -271,3 +271,16 @@ def test_what_could_not_be_worked_out_is_not_observed():
     faint = {"effective_rank_1": 3.5, "offset_1": 1.0}
     assert ledger(signal_1=2e-12, **faint).rows[0].effective_rank == 3.5
     assert ledger(signal_1=0.5e-12, **faint).rows[0].effective_rank is None, "rounding has directions of its own"
+
+
+def test_the_stage_where_numbers_stop_being_finite():
+    assert ledger().non_finite is None
+    first = ledger(signal_1=math.nan, signal_2=math.nan, gradient_2=math.nan).non_finite
+    assert (first.direction, first.module, first.operation, first.tensor) == ("forward", "0", "", None)
+    assert ledger(signal_2=math.nan, weight_1=math.nan).non_finite.tensor == "2.weight"
+    assert ledger(signal_2=math.inf).non_finite is None, "of finite numbers whose squares are too large"
+    back = ledger(gradient_1=math.nan, weight_gradient_0=math.nan).non_finite
+    assert (back.direction, back.module) == ("backward", "0")
+    assert ledger(gradient_1=math.inf, gradient_2=math.inf).non_finite.module == "2"
+    assert ledger(weight_gradient_1=math.nan).non_finite.module == "2"
+    assert str(ledger(signal_2=math.nan).non_finite) == "stage 2"

@@ -80,6 +80,8 @@ def _(ledger: Ledger, width: int) -> Group:
     panes = [FORWARD + backward] if fits else [FORWARD, backward]
     legend = "dB = 20 log10(RMS); gain = out over in; theory = expected for the level that came in; – not observed"
     parts = [_outline(ledger), *(_table(rows, pane, width) for pane in panes), Text(legend, style="dim")]
+    if ledger.non_finite is not None:
+        parts.append(Text(f"first not finite: {ledger.non_finite}", style="bold red"))
     if ledger.unknown:
         parts.append(Text(f"not understood: {', '.join(ledger.unknown)}", style="yellow"))
     return Group(*parts)

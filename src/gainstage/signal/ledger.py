@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from gainstage.display import Displayed
 from gainstage.errors import MissingExtra
@@ -20,10 +20,11 @@ class Row:
 
     signal, offset: of the stage's output. similarity: mean cosine between samples there. gain: signal out over in.
     gradient: of the loss with respect to the stage's output. gradient_signal, gradient_offset, gradient_similarity: its split
-    in the same sense, what differs between samples and what all samples want alike; only by check. backward_gain: gradient at the stage's input over that at
-    its output. dead: units (channels) behind a rectifier that are zero on every sample, at each position. dead_bound: such
-    a unit fires on less than this share of all inputs, at 95 % confidence: 3 / samples, the rule of three (positions of one
-    sample are no independent looks). constant: other channels that are the same on every sample, at each position.
+    in the same sense, what differs between samples and what all samples want alike; only by check. backward_gain: gradient
+    at the stage's input over that at its output. dead: units (channels) behind a rectifier that are zero on every sample, at
+    each position. dead_bound: such a unit fires on less than this share of all inputs, at 95 % confidence: 3 / samples, the
+    rule of three (positions of one sample are no independent looks). constant: other channels that are the same on every
+    sample, at each position.
     saturated: pre-activations where the activation no longer responds: its derivative is below 5 % of its maximum.
     kurtosis: of the channels' RMS, mean of s^4 over squared mean of s^2 (He et al. 2024): 1 where all are equally strong.
     outliers: channels (of 64 or more) that are stronger than Gaussian ones beside the others ever are (Stack.outliers).
@@ -111,8 +112,43 @@ def _sigmas(measured: float | None, expected: float | None, error: float | None)
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where numbers first stop being finite: there what goes in is finite, and what comes out is not.
+
+    direction: "forward" or "backward". operation: name of the torch function; empty where only the stage is known. module:
+    path of the module it runs in, or of the stage. call: which of the module's calls, from 1 on. in_loss: in the loss, and
+    in no module. sample: the first one concerned, as its place in the batch. tensor: the parameter or buffer that is itself
+    not finite. largest: size of the largest number that went in. None: not known.
+    """
+
+    direction: Literal["forward", "backward"]
+    operation: str
+    module: str
+    call: int = 1
+    in_loss: bool = False
+    sample: int | None = None
+    tensor: str | None = None
+    largest: float | None = None
+
+    def __str__(self) -> str:
+        """ "exp in hidden2 (call 2), sample 17, where the largest number that went in was 92.1"."""
+        inside = "the loss" if self.in_loss else self.module or "(model)"
+        text = f"{self.operation or 'stage'} {'in ' * bool(self.operation)}{inside}"
+        text += f" (call {self.call})" if self.call > 1 else ""
+        text = text if self.direction == "forward" else f"the gradient of {text}"
+        text += "" if self.sample is None else f", sample {self.sample}"
+        if self.tensor is not None:
+            return f"{text}: {self.tensor} itself is not finite"
+        return text if self.largest is None else f"{text}, where the largest number that went in was {self.largest:.3g}"
+
+
+@dataclass(frozen=True)
 class Ledger(Displayed):
-    """All stages of one pass. rows are in order of execution; source is the network's input (None if not floating)."""
+    """All stages of one pass. rows are in order of execution; source is the network's input (None if not floating).
+
+    non_finite: where numbers first stop being finite; None where all are. `check` looks for the operation in a second pass,
+    `watch` names the stage.
+    """
 
     rows: tuple[Row, ...]
     source: Row | None
@@ -120,6 +156,7 @@ class Ledger(Displayed):
     loss: float | None
     coverage: str
     unknown: tuple[str, ...] = ()
+    non_finite: Place | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -134,6 +171,7 @@ class Ledger(Displayed):
             "loss": self.loss,
             "coverage": self.coverage,
             "not_understood": list(self.unknown),
+            "non_finite": None if self.non_finite is None else asdict(self.non_finite),
             "input": None if self.source is None else asdict(self.source),
             "stages": self.records(),
         }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gainstage.signal.graph import NETWORK_INPUT, Graph, Stage
-from gainstage.signal.ledger import ROUNDING, Ledger, Row
+from gainstage.signal.ledger import ROUNDING, Ledger, Place, Row
 from gainstage.signal.prediction import Readings, Theory, theory_stage_by_stage
 from gainstage.theory.field import Field
 from gainstage.theory.propagation import SILENCE
@@ -29,7 +29,24 @@ def make_ledger(
     theory = None if sources is None else theory_stage_by_stage(graph, readings, sources)
     rows = tuple(_row(graph, stage, readings, theory, units, samples) for stage in graph.stages)
     unknown = tuple(dict.fromkeys(f"{op.name} in {op.module or '(model)'}" for op in graph.unknown))
-    return Ledger(rows, _source_row(graph, readings, units), samples, loss, graph.coverage, unknown)
+    source = _source_row(graph, readings, units)
+    return Ledger(rows, source, samples, loss, graph.coverage, unknown, _not_finite(graph, readings))
+
+
+def _not_finite(graph: Graph, readings: Readings) -> Place | None:
+    """The first stage whose output is not finite, or else the last whose gradient, or its weight's, is not. A signal of finite
+    numbers whose squares are too large is infinite, not NaN."""
+    stages = {graph.output_of(stage): stage for stage in graph.stages}
+    for place, stage in sorted(stages.items()):
+        if math.isnan(readings.get(("signal", place), 0.0)):
+            broken = not math.isfinite(readings.get(("weight", stage.index), 0.0))
+            tensor = (stage.layer.weight or None) if broken else None
+            return Place("forward", "", stage.module, stage.call + 1, tensor=tensor)
+    for place, stage in sorted(stages.items(), reverse=True):
+        gradients = readings.get(("gradient", place), 0.0), readings.get(("weight_gradient", stage.index), 0.0)
+        if not all(map(math.isfinite, gradients)):
+            return Place("backward", "", stage.module, stage.call + 1)
+    return None
 
 
 def _source_row(graph: Graph, readings: Readings, units: Mapping[int, int]) -> Row | None:
@@ -98,10 +115,12 @@ def _shape(readings: Readings, operation: int) -> dict[str, float | None]:
 
 def _constant(readings: Readings, operation: int, rectified: bool) -> float | None:
     """Share of channels that do not differ between samples; zeros of a rectifier are dead instead."""
-    still = readings.get(("still", operation))
-    if still is None or not math.isfinite(readings["signal", operation]):
+    still, zero = (readings.get((quantity, operation)) for quantity in ("still", "zero"))
+    if still is None or math.isnan(readings.get(("signal", operation), 0.0)):
         return None
-    return still - readings["zero", operation] if rectified else still
+    if not rectified:
+        return still
+    return None if zero is None else still - zero
 
 
 def _number(readings: Readings, quantity: str, place: int) -> float | None:
