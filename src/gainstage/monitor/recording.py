@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -61,6 +61,9 @@ class GuardedProbes(Probes):
 
     def constant(self, operation: Operation, tensor: Tensor) -> None:
         self._guarded("constants", super().constant, operation, tensor)
+
+    def taken(self, operation: Operation, tensors: Sequence[Tensor]) -> None:
+        self._guarded("sums and attention", super().taken, operation, tensors)
 
     def gradient(self, operation: int, gradient: Tensor) -> None:
         self._guarded("gradient", super().gradient, operation, gradient)

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from gainstage.display import Displayed
 from gainstage.errors import MissingExtra
+from gainstage.signal.joints import Attention, Branch
 from gainstage.theory import decibels
 
 ROUNDING = 1e-6  # of an offset in single precision
@@ -147,7 +148,7 @@ class Ledger(Displayed):
     """All stages of one pass. rows are in order of execution; source is the network's input (None if not floating).
 
     non_finite: where numbers first stop being finite; None where all are. `check` looks for the operation in a second pass,
-    `watch` names the stage.
+    `watch` names the stage. branches: residual additions. attention: one entry a softmax over keys.
     """
 
     rows: tuple[Row, ...]
@@ -157,6 +158,8 @@ class Ledger(Displayed):
     coverage: str
     unknown: tuple[str, ...] = ()
     non_finite: Place | None = None
+    branches: tuple[Branch, ...] = ()
+    attention: tuple[Attention, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -172,6 +175,8 @@ class Ledger(Displayed):
             "coverage": self.coverage,
             "not_understood": list(self.unknown),
             "non_finite": None if self.non_finite is None else asdict(self.non_finite),
+            "branches": [{**asdict(branch), "db": branch.db} for branch in self.branches],
+            "attention": [asdict(attention) for attention in self.attention],
             "input": None if self.source is None else asdict(self.source),
             "stages": self.records(),
         }

@@ -34,12 +34,17 @@ def locate(model: nn.Module, loss: Loss, batch: Batch, samples: int) -> Place | 
     with untouched(*modules), torch.enable_grad():
         finder = Finder(model, samples)
         x, y = batch
-        values: list[Any] = []  # as the loss returned them
+        returned: list[Tensor] = []
+
+        def told(*given: Any) -> Tensor:
+            returned.append(loss(*given))
+            return returned[-1]
+
         with finder.of(model, x):
             output = run_model(model, x)
-        value = run_loss(lambda *given: values.append(loss(*given)) or values[-1], output, y, within=finder.of_loss())
+        value = run_loss(told, output, y, within=finder.of_loss())
         finder.finish(output)
-        return finder.first or finder.cause_of(values[-1]) or _going_back(finder, model, value, samples)
+        return finder.first or finder.cause_of(returned[-1]) or _going_back(finder, model, value, samples)
 
 
 class Finder(Tracer):

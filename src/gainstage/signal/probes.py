@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gainstage.signal import attention, statistics
 from gainstage.signal import operations as ops
-from gainstage.signal import statistics
 from gainstage.signal.graph import Operation
 from gainstage.signal.observer import Observer
 from gainstage.signal.statistics import Stack
@@ -118,6 +118,7 @@ class Probes(WeightProbes):
 
     def __post_init__(self) -> None:
         self._outputs = Stacks(self._read_outputs)
+        self._summands = Stacks(lambda places, stack: self._add_all(("signal",), places, stack, "summand_"))
         self._split = Stacks(self._read_split_gradients)
         self._gradients: dict[int, Tensor] = {}
         self._elements = 0
@@ -190,6 +191,26 @@ class Probes(WeightProbes):
             channel_dim = self.channel_dims.get(operation.stage, -1)
             self._add("dead", operation.stage, statistics.dead_share(after, channel_dim))
 
+    def taken(self, operation: Operation, tensors: Sequence[Tensor]) -> None:
+        first = tensors[0]
+        if not first.is_floating_point() or first.ndim < 2 or len(first) < 2:
+            return
+        if operation.kind == "add":
+            channel_dim = max(self.channel_dims.get(operation.stage, 0) - 1, -1)
+            self._summands.add(operation.index, thinned(first, channel_dim, self.most), (None, -1))
+        elif operation.name == "scaled_dot_product_attention" and len(tensors) > 1 and first.ndim > 2:
+            settings = operation.settings
+            mask = tensors[2] if len(tensors) > 2 else None
+            causal, scale = bool(settings.get("is_causal")), settings.get("scale")
+            self._add_by_head(operation, attention.logits_of(first, tensors[1], mask, causal, scale))
+        elif operation.kind == "softmax" and first.ndim > 2 and settings_dim(operation) == first.ndim - 1:
+            self._add_by_head(operation, attention.some_logits(first))
+
+    def _add_by_head(self, operation: Operation, logits: Tensor) -> None:
+        for quantity, values in attention.by_head(logits).items():
+            for head, value in enumerate(values):
+                self._add(f"{quantity} {head}", operation.index, value)
+
     def weight_gradients(self, gradients: Mapping[int, Tensor], scale: float = 1.0) -> None:
         """Take in the gradients of the layers' weights, multiplied by `scale`, keyed by the weights' identity."""
         found = {stage: self.rows(gradients[id(w)]) for stage, w in self.weights.items() if id(w) in gradients}
@@ -201,6 +222,7 @@ class Probes(WeightProbes):
 
     def read(self) -> dict[Key, float]:
         self._outputs.flush()
+        self._summands.flush()
         self._split.flush()
         self._read_gradients()
         return super().read()
@@ -212,6 +234,12 @@ class Probes(WeightProbes):
         self.handles.clear()
         self.weights.clear()
         self.vectors = {quantity: {} for quantity in self.vectors}
+
+
+def settings_dim(operation: Operation) -> int | None:
+    """Along which dimension an operation runs, counted from the first; None where that is not known."""
+    dim = operation.settings.get("dim")
+    return dim % len(operation.given) if isinstance(dim, int) else None
 
 
 def thinned(tensor: Tensor, channel_dim: int, most: int | None) -> Tensor:

@@ -30,6 +30,7 @@ class Call(NamedTuple):
     constants: tuple[int, ...] = ()
     weights: tuple[Tensor | None, Tensor | None] | None = None
     leaving: tuple[int, ...] = ()
+    taken: tuple[int, ...] = ()
     masks: bool = False
 
     @property
@@ -39,7 +40,7 @@ class Call(NamedTuple):
         if op is None:
             return False
         computed = op.kind in ("layer", "normalization") and self.weights is None
-        return computed or op.kind == "activation" or bool(self.constants or self.leaving)
+        return computed or op.kind == "activation" or bool(self.constants or self.leaving or self.taken)
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,12 @@ class Replay(TorchFunctionMode):
         if operation.kind in ("layer", "normalization") and call.weights is None:
             given = ops.arguments_of(operation.name, args, kwargs)
             _tell_weights(self._observer, operation, given.get("weight"), given.get("bias"))
-        if operation.kind == "activation" or call.constants:
+        if operation.kind == "activation" or call.constants or call.taken:
             tensors: Sequence[Tensor] = tensors_in([args, kwargs])
             for place in call.constants:
                 self._observer.constant(operation, tensors[place])
+            if call.taken:
+                self._observer.taken(operation, [tensors[place] for place in call.taken])
             if operation.kind == "activation":
                 self._observer.activation(operation, tensors[call.data])
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gainstage.signal.graph import NETWORK_INPUT, Graph, Stage
+from gainstage.signal.joints import attention_of, branches_of
 from gainstage.signal.ledger import ROUNDING, Ledger, Place, Row
 from gainstage.signal.prediction import Readings, Theory, theory_stage_by_stage
 from gainstage.theory.field import Field
@@ -30,7 +31,10 @@ def make_ledger(
     rows = tuple(_row(graph, stage, readings, theory, units, samples) for stage in graph.stages)
     unknown = tuple(dict.fromkeys(f"{op.name} in {op.module or '(model)'}" for op in graph.unknown))
     source = _source_row(graph, readings, units)
-    return Ledger(rows, source, samples, loss, graph.coverage, unknown, _not_finite(graph, readings))
+    return Ledger(
+        rows, source, samples, loss, graph.coverage, unknown,
+        _not_finite(graph, readings), branches_of(graph, readings), attention_of(graph, readings),
+    )  # fmt: skip
 
 
 def _not_finite(graph: Graph, readings: Readings) -> Place | None:
