@@ -30,7 +30,7 @@ def logits_of(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, sca
         logits = logits.masked_fill(later, -math.inf)
     if mask is None:
         return logits
-    mask = mask.detach() if mask.ndim < 2 or mask.shape[-2] == 1 else mask.detach()[..., places, :]
+    mask = mask.detach() if mask.shape[-2] == 1 else mask.detach()[..., places, :]
     mask = some_samples(mask) if mask.ndim == query.ndim and len(mask) == len(query) else mask
     return logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask.float()
 
