@@ -108,9 +108,10 @@ def check_program(
         (graph, ledger), prediction = measure(program.model, program.loss, batch), None
     findings = run_rules(rules, Context(program.model, graph, ledger, program), depth)
     if not findings and ledger is not None and ledger.loss is not None and not math.isfinite(ledger.loss):
-        raise BadInput(
-            f"the loss of finite inputs and outputs is {ledger.loss}; look for a log, a root or a division in it"
+        first = (
+            "look for a log, a root or a division in it" if ledger.non_finite is None else f"see {ledger.non_finite}"
         )
+        raise BadInput(f"the loss of finite inputs and outputs is {ledger.loss}; {first}")
     return Checkup(findings, ledger, graph, depth, prediction)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from gainstage.report import to_text
-from gainstage.signal import Ledger, Row
+from gainstage.signal import Attention, Branch, Ledger, Place, Row
 
 WIDTHS = (80, 120)
 
@@ -183,3 +184,28 @@ def test_no_number_is_cut_however_small_it_is(width):
     rows = (row(0, "encoder.layers.11.attention.out_projection", **small), row(1, **small))
     lines = to_text(ledger(*rows), width).splitlines()
     assert not [line for line in lines if "…" in line.removeprefix("…")]
+
+
+def test_branches_and_attention_stand_below_the_table_where_there_are_any():
+    branches = (Branch("blocks.0.out", 0.5, 1.0), Branch("blocks.1.out", 0.1, 0.0))
+    attention = (Attention("blocks.0.qkv", "", (1.0, 2.0), (0.25, 0.75), (3.0, 7.5), (1.0, 1.0)),)
+    text = to_text(replace(small(), branches=branches, attention=attention), 80)
+    assert re.search(r"blocks.0.out +-6.0 +0.0 +-6.0\n", text)
+    assert re.search(r"blocks.1.out +-20.0 +-inf +–\n", text)
+    assert re.search(r"blocks.0.qkv +2 +25% +50% +7.5\n", text)
+    assert widest(text) <= 80
+    many = to_text(replace(small(), branches=branches * 100, attention=attention * 100), 80)
+    assert many.count("blocks.0.out") == 30
+    assert not any(word in to_text(small(), 80) for word in ("residual", "attention", "first not finite"))
+
+
+def test_attention_that_could_not_be_worked_out_is_a_dash():
+    lost = Attention("mix", "", (None,), (None,), (None,), (None,))
+    assert re.search(r"mix +1 +– +– +–\n", to_text(replace(small(), attention=(lost,)), 80))
+
+
+def test_the_first_place_that_is_not_finite_is_told():
+    place = Place("backward", "sqrt", "norm", 2, sample=7)
+    assert "first not finite: the gradient of sqrt in norm (call 2), sample 7" in to_text(
+        replace(small(), non_finite=place), 80
+    )

@@ -286,3 +286,54 @@ def test_of_large_weights_evenly_spread_rows_are_read():
     assert rows.shape == (64, 64)
     assert torch.equal(rows, layer.weight.detach()[::4])
     assert WeightProbes().rows(layer.weight).shape == (256, 64)
+
+
+def test_the_effective_rank_is_read_by_thorough_probes_alone():
+    model, x = quiet(lambda: nn.Linear(20, 8)), normal(64, 20)
+    values = probed(model, x)[2]
+    assert {quantity for quantity, place in values if place == 0} >= {"still", "zero", "kurtosis", "outliers"}
+    z = (model(x) - model(x).mean(0)).detach().double()
+    assert values["effective_rank", 0] == pytest.approx(
+        float((z.T @ z).trace() ** 2 / (z.T @ z).square().sum()), rel=1e-4
+    )
+    quick = probed(model, x, lambda: Probes(thorough=False))[2]
+    assert ("effective_rank", 0) not in quick
+    assert quick["kurtosis", 0] == values["kurtosis", 0]
+    assert ("kurtosis", NETWORK_INPUT) not in values, "what has no layer has no channels"
+
+
+def test_gradients_are_split_by_thorough_probes_alone():
+    """What differs between samples, and what all of them want alike."""
+    model, x, goal = deep(2, "tanh"), normal(64, 20), torch.tensor([5.0, 0.0, -5.0])
+
+    def loss(output):
+        return (output - goal).square().mean()
+
+    graph, _, values = probed(model, x, loss=loss)
+    one = model.activation1(model.hidden1(x))
+    (expected,) = torch.autograd.grad(loss(model.output(model.activation2(model.hidden2(one)))), one)
+    g, place = expected.double(), graph.leaving(0)
+    signal = float(g.var(0).mean())
+    assert values["gradient_signal", place] == pytest.approx(signal, rel=1e-3)
+    assert values["gradient_offset", place] == pytest.approx(float(g.mean(0).square().mean()) - signal / 64, rel=1e-3)
+    cosines = torch.cosine_similarity(g[:, None], g[None], dim=2)
+    alike = float((cosines.sum() - 64) / 64 / 63)
+    assert values["gradient_similarity", place] == pytest.approx(alike, rel=1e-3)
+    assert alike > 0.5
+    quick = probed(model, x, lambda: Probes(thorough=False), loss)[2]
+    assert quick["gradient", place] == pytest.approx(values["gradient", place], rel=1e-4)
+    assert not any(quantity.startswith("gradient_") for quantity, _ in quick)
+
+
+@pytest.mark.parametrize("thorough", [True, False])
+def test_gradients_too_small_for_their_type_are_counted(thorough):
+    """In float16 half of the units get a gradient below its normal numbers, one a gradient beyond them."""
+    model, x = quiet(lambda: nn.Sequential(nn.Linear(20, 8), nn.Linear(8, 1, bias=False))).half(), normal(16, 20).half()
+    weight = torch.tensor([[1e-6, 1e-6, 1e-6, 1e-6, 1.0, 1.0, 1.0, 6e4]]).half()
+    model[1].weight.data.copy_(weight)
+    graph, _, values = probed(model, x, lambda: Probes(thorough=thorough), lambda output: 4 * output.sum())
+    place = graph.leaving(0)
+    assert values["gradient_underflow", place] == pytest.approx(4 / 8)
+    assert values["gradient_overflow", place] == pytest.approx(1 / 8)
+    assert values["underflow", place] == 0
+    assert ("underflow", place) not in probed(model.float(), x.float())[2]

@@ -242,3 +242,46 @@ def test_a_deep_network_whose_signal_ends_in_rounding_is_told_apart():
     assert alive[0]
     assert not alive[-2]
     assert max(map(abs, forward(found))) < 4.5
+
+
+def test_channels_and_samples_as_they_were_read():
+    shape = {"still_1": 0.5, "zero_1": 0.25, "kurtosis_1": 2.0, "outliers_1": 0.0, "effective_rank_1": 3.5}
+    first, second = ledger(**shape).rows
+    assert (first.kurtosis, first.outliers, first.effective_rank) == (2, 0, 3.5)
+    assert first.constant == 0.25, "zeros of a rectifier are dead instead"
+    assert ledger(dead_0=None, **shape).rows[0].constant == 0.5
+    assert (first.dead_bound, second.dead_bound) == (3 / 8, None)
+    assert (second.constant, second.kurtosis, second.outliers, second.effective_rank) == (None,) * 4
+    assert first.level == pytest.approx(1)
+    split = {
+        "gradient_signal_1": 4.0,
+        "gradient_offset_1": 9.0,
+        "gradient_similarity_1": 0.5,
+        "gradient_underflow_1": 0.1,
+    }
+    first = ledger(underflow_1=0.0, **split).rows[0]
+    assert (first.gradient_signal, first.gradient_offset, first.gradient_similarity) == (2, 3, 0.5)
+    assert (first.underflow, first.overflow, first.gradient_underflow) == (0, None, 0.1)
+
+
+def test_what_could_not_be_worked_out_is_not_observed():
+    first = ledger(kurtosis_1=math.nan, outliers_1=math.nan, effective_rank_1=math.nan).rows[0]
+    assert (first.kurtosis, first.outliers, first.effective_rank) == (None, None, None)
+    lost = ledger(still_1=0.0, zero_1=0.0, signal_1=math.nan).rows[0]
+    assert lost.constant is None, "nothing is known of channels that are not finite"
+    faint = {"effective_rank_1": 3.5, "offset_1": 1.0}
+    assert ledger(signal_1=2e-12, **faint).rows[0].effective_rank == 3.5
+    assert ledger(signal_1=0.5e-12, **faint).rows[0].effective_rank is None, "rounding has directions of its own"
+
+
+def test_the_stage_where_numbers_stop_being_finite():
+    assert ledger().non_finite is None
+    first = ledger(signal_1=math.nan, signal_2=math.nan, gradient_2=math.nan).non_finite
+    assert (first.direction, first.module, first.operation, first.tensor) == ("forward", "0", "", None)
+    assert ledger(signal_2=math.nan, weight_1=math.nan).non_finite.tensor == "2.weight"
+    assert ledger(signal_2=math.inf).non_finite is None, "of finite numbers whose squares are too large"
+    back = ledger(gradient_1=math.nan, weight_gradient_0=math.nan).non_finite
+    assert (back.direction, back.module) == ("backward", "0")
+    assert ledger(gradient_1=math.inf, gradient_2=math.inf).non_finite.module == "2"
+    assert ledger(weight_gradient_1=math.nan).non_finite.module == "2"
+    assert str(ledger(signal_2=math.nan).non_finite) == "stage 2"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
 from typing import Any
@@ -36,7 +36,7 @@ class GuardedProbes(Probes):
     """Probes whose errors never reach the training they watch: what failed is not observed, and told by the fuses."""
 
     def __init__(self, fuses: Fuses, most: int | None = None):
-        super().__init__(most=most)
+        super().__init__(most=most, thorough=False)
         self.fuses = fuses
         self.in_half = False  # of float16, which overflows
         self.sums: dict[int, Sums] | None = None  # where several processes measure together
@@ -74,6 +74,9 @@ class GuardedProbes(Probes):
 
     def constant(self, operation: Operation, tensor: Tensor) -> None:
         self._guarded("constants", super().constant, operation, tensor)
+
+    def taken(self, operation: Operation, tensors: Sequence[Tensor]) -> None:
+        self._guarded("sums and attention", super().taken, operation, tensors)
 
     def gradient(self, operation: int, gradient: Tensor) -> None:
         self._guarded("gradient", super().gradient, operation, gradient)

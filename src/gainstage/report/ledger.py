@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from rich.console import Group
 from rich.table import Table
@@ -80,9 +81,51 @@ def _(ledger: Ledger, width: int) -> Group:
     panes = [FORWARD + backward] if fits else [FORWARD, backward]
     legend = "dB = 20 log10(RMS); gain = out over in; theory = expected for the level that came in; – not observed"
     parts = [_outline(ledger), *(_table(rows, pane, width) for pane in panes), Text(legend, style="dim")]
+    if ledger.branches:
+        parts.append(_branches(ledger))
+    if ledger.attention:
+        parts.append(_attention(ledger))
+    if ledger.non_finite is not None:
+        parts.append(Text(f"first not finite: {ledger.non_finite}", style="bold red"))
     if ledger.unknown:
         parts.append(Text(f"not understood: {', '.join(ledger.unknown)}", style="yellow"))
     return Group(*parts)
+
+
+def _branches(ledger: Ledger) -> Table:
+    """Residual branches beside their skips."""
+    table = _small_table(("residual addition in", "branch dB", "skip dB", "branch over skip dB"))
+    for branch in _ends(ledger.branches):
+        if branch is None:
+            table.add_row("…")
+        else:
+            over = figures.NOT_OBSERVED if branch.db is None else f"{branch.db:+.1f}"
+            name = Text(_shorten(branch.stage, LONGEST))
+            table.add_row(name, figures.level(branch.branch), figures.level(branch.skip), over)
+    return table
+
+
+def _attention(ledger: Ledger) -> Table:
+    """The head whose attention is narrowest, and the mean over the heads."""
+    table = _small_table(("attention in", "heads", "entropy: least", "mean", "largest logit"))
+    for each in _ends(ledger.attention):
+        if each is None:
+            table.add_row("…")
+            continue
+        spread = [value for value in each.relative_entropy if value is not None]
+        logits = [value for value in each.largest_logit if value is not None]
+        least, mean = (min(spread), sum(spread) / len(spread)) if spread else (None, None)
+        largest = figures.number(max(logits, default=None))
+        name = Text(_shorten(each.stage, LONGEST))
+        table.add_row(name, str(len(each.entropy)), figures.share(least), figures.share(mean), largest)
+    return table
+
+
+def _small_table(headings: Sequence[str]) -> Table:
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold", collapse_padding=True)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading is headings[0] else "right", no_wrap=True)
+    return table
 
 
 def _outline(ledger: Ledger) -> Text:
@@ -121,7 +164,8 @@ def _table(rows: Sequence[Row | None], columns: Sequence[Column], width: int) ->
     return table
 
 
-def _ends(rows: Sequence[Row]) -> list[Row | None]:
+def _ends(rows: Sequence[Any]) -> list[Any]:
+    """All rows, or the first and the last of many with None between them."""
     if len(rows) <= MOST_ROWS:
         return list(rows)
     half = MOST_ROWS // 2

@@ -84,7 +84,8 @@ class ExplodingGradient(Rule):
 
     ## What it does
     Reports a chain of hidden stages along which the gradient of the loss grows by more than 52 dB (a factor of 400) from
-    the top towards the input, from 104 dB on as an error; and stages whose gradient is NaN or infinite, always an error.
+    the top towards the input, from 104 dB on as an error; and stages whose gradient, or that of their weights, is NaN
+    or infinite, always an error.
 
     ## Why it matters
     No single learning rate fits: what is right for the last stages tears the first ones apart, and the loss jumps or
@@ -92,7 +93,8 @@ class ExplodingGradient(Rule):
 
     ## How it is measured
     As for vanishing gradients: norm over all units of the derivative of the loss with respect to each hidden stage's
-    output, along the main path, maxima before against maxima after each stage. Two sound families grow by nature: batch
+    output, along the main path, maxima before against maxima after each stage. What is not finite is followed to the first
+    operation whose result is not although what it took in was, by a second pass. Two sound families grow by nature: batch
     normalisation with ReLU by 1.7 dB a stage, SELU by 0.3 dB.
 
     ## What to do
@@ -108,9 +110,10 @@ class ExplodingGradient(Rule):
     remedies = REPAIRS
 
     def check(self, context: Context) -> list[Finding]:
-        broken = [r for r in hidden_path(context) if r.gradient is not None and not math.isfinite(r.gradient)]
+        broken = [r for r in hidden_path(context) if _is_broken(r.gradient) or _is_broken(r.weight_gradient)]
         if broken:
-            message = f"{span_name(broken)}: the gradient is not finite"
+            first = context.ledger and context.ledger.non_finite
+            message = f"{span_name(broken)}: the gradient is not finite{f'; first there: {first}' if first else ''}"
             return [self.finding([r.name for r in broken], message, {"stages": float(len(broken))}, "error")]
         path, norms = _observed(context)
         fall = largest_fall(norms)
@@ -120,6 +123,10 @@ class ExplodingGradient(Rule):
         severity = "error" if fall.size >= ERROR_DB else "warning"
         evidence = {"growth_db": fall.size, "stages": float(len(rows) - 1)}
         return [self.finding([row.name for row in rows], _growth(rows, fall), evidence, severity)]
+
+
+def _is_broken(size: float | None) -> bool:
+    return size is not None and not math.isfinite(size)
 
 
 def _growth(rows: list[Row], fall: Fall) -> str:

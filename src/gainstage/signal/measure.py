@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from gainstage.errors import BadInput
 from gainstage.program import Loss, check_batch, run_loss, run_model, tensors_in
 from gainstage.signal.graph import NETWORK_INPUT, Graph
 from gainstage.signal.ledger import Ledger
+from gainstage.signal.locating import locate
 from gainstage.signal.prediction import source_fields
 from gainstage.signal.probes import Probes
 from gainstage.signal.rows import make_ledger
@@ -20,14 +23,18 @@ from gainstage.signal.untouched import untouched
 
 
 def measure(model: nn.Module, loss: Loss, batch: Batch) -> tuple[Graph, Ledger]:
-    """Trace and measure one forward and backward pass on `batch` = (inputs, targets); leaves no trace.
+    """Trace and measure one forward and backward pass on `batch` = (inputs, targets), and a second one where numbers are not
+    finite, to find out where they first are not; leaves no trace.
 
     Raises BadInput when the batch, the model or the loss cannot be used.
     """
     samples = check_batch(*batch)
     modules = [model, *([loss] if isinstance(loss, nn.Module) else [])]
     with untouched(*modules), torch.enable_grad():
-        return _measure(model, loss, batch, samples)
+        graph, ledger = _measure(model, loss, batch, samples)
+    if ledger.non_finite is None and (ledger.loss is None or math.isfinite(ledger.loss)):
+        return graph, ledger
+    return graph, replace(ledger, non_finite=locate(model, loss, batch, samples))
 
 
 def trace(model: nn.Module, x: Any) -> Graph:

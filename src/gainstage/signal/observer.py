@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from gainstage.signal.graph import Operation
@@ -35,3 +37,7 @@ class Observer:
 
     def activated(self, operation: Operation, after: Tensor) -> None:
         """An activation has put out `after`."""
+
+    def taken(self, operation: Operation, tensors: Sequence[Tensor]) -> None:
+        """An operation is about to run on these: a sum of two stages' outputs on the one of its own stage, an attention on
+        queries, keys and a mask, where there is one, and a softmax on what it takes in."""

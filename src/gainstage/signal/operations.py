@@ -260,6 +260,7 @@ POSITIONAL = {
     "feature_alpha_dropout": ("p", "training"),
     "scaled_dot_product_attention": ("key", "value", "attn_mask", "dropout_p", "is_causal", "scale"),
     "pad": ("pad", "mode", "value"),
+    "softmax": ("dim",),
 }
 
 

@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gainstage.signal import attention, statistics
 from gainstage.signal import operations as ops
-from gainstage.signal import statistics
 from gainstage.signal.graph import Operation
 from gainstage.signal.observer import Observer
 from gainstage.signal.statistics import Stack
 from gainstage.signal.values import MOST, Key, Stacks, Values
+
+OF_UNITS = ("signal", "offset", "similarity")
+OF_HALVES = ("underflow", "overflow")
+OF_CHANNELS = ("spread", "still", "zero", "kurtosis", "outliers")
 
 
 @dataclass
@@ -111,13 +115,19 @@ def _grouped(tensors: Mapping[int, Tensor], key: Callable[[Tensor], Any]) -> lis
 
 @dataclass
 class Probes(WeightProbes):
-    """Watches one pass as the tracer's observer, forward and backward."""
+    """Watches one pass as the tracer's observer, forward and backward.
 
+    thorough: also what costs more, the effective rank of the outputs and the split of the gradients.
+    """
+
+    thorough: bool = True
     units: dict[int, int] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._outputs = Stacks(self._read_outputs)
+        self._summands = Stacks(lambda places, stack: self._add_all(("signal",), places, stack, "summand_"))
+        self._split = Stacks(self._read_split_gradients)
         self._gradients: dict[int, Tensor] = {}
         self._elements = 0
 
@@ -133,19 +143,31 @@ class Probes(WeightProbes):
             self.handles.append(tensor.register_hook(self._gradient_probe(operation)))
 
     def _read_outputs(self, places: Sequence[int], stack: Stack) -> None:
-        for quantity in ("signal", "offset", "similarity", *(["spread"] if stack.channels else [])):
-            with self.probe(quantity):
-                self.values.add(quantity, places, getattr(stack, quantity))
+        self._add_all(OF_UNITS, places, stack)
+        if stack.channels:
+            self._add_all(OF_CHANNELS, places, stack)
+        if stack.is_half:
+            self._add_all(OF_HALVES, places, stack)
+        if self.thorough:
+            self._add_all(("effective_rank",), places, stack)
         if stack.has_positions:
             with self.probe("positions"):
                 for quantity, gaps in zip(("far", "far_across"), stack.far_gaps, strict=True):
                     self.values.add(quantity, places, gaps)
+
+    def _add_all(self, quantities: Sequence[str], places: Sequence[int], stack: Stack, prefix: str = "") -> None:
+        for quantity in quantities:
+            with self.probe(f"{prefix}{quantity}"):
+                self.values.add(f"{prefix}{quantity}", places, getattr(stack, quantity))
 
     def _gradient_probe(self, operation: int):
         return lambda gradient: self.gradient(operation, gradient)
 
     def gradient(self, operation: int, gradient: Tensor) -> None:
         """The gradient with respect to an operation's output has arrived."""
+        if self.thorough:
+            self._split.add(operation, gradient.unsqueeze(1) if gradient.ndim < 2 else gradient, (None, -1))
+            return
         self._gradients[operation] = gradient
         self._elements += gradient.numel()
         if self._elements >= MOST:
@@ -155,6 +177,17 @@ class Probes(WeightProbes):
         gradients, self._gradients, self._elements = self._gradients, {}, 0
         with self.probe("gradient"):
             self.add_powers("gradient", gradients)
+        for place, gradient in gradients.items():
+            stack = Stack(gradient.unsqueeze(0))
+            if stack.is_half:
+                self._add_all(OF_HALVES, (place,), stack, "gradient_")
+
+    def _read_split_gradients(self, places: Sequence[int], stack: Stack) -> None:
+        with self.probe("gradient"):
+            self.values.add("gradient", places, stack.level)
+        self._add_all(OF_UNITS, places, stack, "gradient_")
+        if stack.is_half:
+            self._add_all(OF_HALVES, places, stack, "gradient_")
 
     def activation(self, operation: Operation, before: Tensor) -> None:
         if operation.activation is not None and operation.activation.saturates:
@@ -167,6 +200,26 @@ class Probes(WeightProbes):
             looked_at = thinned(after, 0, self.most) if first else after
             self._add("dead", operation.stage, statistics.dead_share(looked_at, 1 if first else -1))
 
+    def taken(self, operation: Operation, tensors: Sequence[Tensor]) -> None:
+        first = tensors[0]
+        if not first.is_floating_point() or first.ndim < 2 or len(first) < 2:
+            return
+        if operation.kind == "add":
+            channel_dim = max(self.channel_dims.get(operation.stage, 0) - 1, -1)
+            self._summands.add(operation.index, thinned(first, channel_dim, self.most), (None, -1))
+        elif operation.name == "scaled_dot_product_attention" and len(tensors) > 1 and first.ndim > 2:
+            settings = operation.settings
+            mask = tensors[2] if len(tensors) > 2 else None
+            causal, scale = bool(settings.get("is_causal")), settings.get("scale")
+            self._add_by_head(operation, attention.logits_of(first, tensors[1], mask, causal, scale))
+        elif operation.kind == "softmax" and first.ndim > 2 and settings_dim(operation) == first.ndim - 1:
+            self._add_by_head(operation, attention.some_logits(first))
+
+    def _add_by_head(self, operation: Operation, logits: Tensor) -> None:
+        for quantity, values in attention.by_head(logits).items():
+            for head, value in enumerate(values):
+                self._add(f"{quantity} {head}", operation.index, value)
+
     def weight_gradients(self, gradients: Mapping[int, Tensor]) -> None:
         """Take in the gradients of the layers' weights, keyed by the weights' identity."""
         found = {stage: self.rows(gradients[id(w)]) for stage, w in self.weights.items() if id(w) in gradients}
@@ -174,6 +227,8 @@ class Probes(WeightProbes):
 
     def read(self) -> dict[Key, float]:
         self._outputs.flush()
+        self._summands.flush()
+        self._split.flush()
         self._read_gradients()
         return super().read()
 
@@ -190,6 +245,12 @@ class Probes(WeightProbes):
 FEWEST = 32  # samples that are always read
 
 
+def settings_dim(operation: Operation) -> int | None:
+    """Along which dimension an operation runs, counted from the first; None where that is not known."""
+    dim = operation.settings.get("dim")
+    return dim % len(operation.given) if isinstance(dim, int) else None
+
+
 def thinned(tensor: Tensor, channel_dim: int, most: int | None) -> Tensor:
     """Of a tensor (samples, *units) at most about `most` elements: all samples and channels and evenly spread positions, or,
     without positions, evenly spread samples, at least 32."""
@@ -201,6 +262,5 @@ def thinned(tensor: Tensor, channel_dim: int, most: int | None) -> Tensor:
     positions = tensor.flatten(2) if first else tensor.flatten(1, -2)
     count = positions.shape[2 if first else 1]
     step = min(math.ceil(tensor.numel() / most), count)
-    while step < count and math.gcd(step, tensor.shape[-1 if first else -2]) > 1:
-        step += 1  # else it would meet the same columns of an image in every row
+    step = min(statistics.coprime_step(step, tensor.shape[-1 if first else -2]), count)
     return (positions[:, :, ::step] if first else positions[:, ::step]).contiguous()

@@ -32,6 +32,7 @@ class Call(NamedTuple):
     weights: tuple[Tensor | None, Tensor | None] | None = None
     places: tuple[int | None, ...] | None = None
     leaving: tuple[int, ...] = ()
+    taken: tuple[int, ...] = ()
     masks: bool = False
     composed: bool = False
 
@@ -39,7 +40,8 @@ class Call(NamedTuple):
     def tells(self) -> bool:
         """True where an observer has to be told of the call while it happens."""
         op = self.operation
-        return op is not None and (op.kind == "activation" or bool(self.places or self.constants or self.leaving))
+        told = self.places or self.constants or self.leaving or self.taken
+        return op is not None and (op.kind == "activation" or bool(told))
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Replay(TorchFunctionMode):
             self._observer.stage_output(operation.index, operation.stage, outputs[number])
 
     def _tell_before(self, call: Call, operation: Operation, args, kwargs) -> None:
-        if operation.kind != "activation" and not (call.constants or call.places):
+        if operation.kind != "activation" and not (call.constants or call.places or call.taken):
             return
         tensors: Sequence[Tensor] = tensors_in([args, kwargs])
         if call.places:
@@ -136,6 +138,8 @@ class Replay(TorchFunctionMode):
             _tell_weights(self._observer, operation, weight, bias)
         for place in call.constants:
             self._observer.constant(operation, tensors[place])
+        if call.taken:
+            self._observer.taken(operation, [tensors[place] for place in call.taken])
         if operation.kind == "activation":
             self._observer.activation(operation, tensors[call.data])
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gainstage.signal.graph import NETWORK_INPUT, Graph, Stage
-from gainstage.signal.ledger import Ledger, Row
+from gainstage.signal.joints import attention_of, branches_of
+from gainstage.signal.ledger import ROUNDING, Ledger, Place, Row
 from gainstage.signal.prediction import Readings, Theory, theory_stage_by_stage
 from gainstage.theory.field import Field
 from gainstage.theory.propagation import SILENCE
@@ -27,9 +28,29 @@ def make_ledger(
     """The ledger of a graph from the readings (mean squares and shares) of its stages; `sources`: the network's inputs,
     without which nothing is asked of theory."""
     theory = None if sources is None else theory_stage_by_stage(graph, readings, sources)
-    rows = tuple(_row(graph, stage, readings, theory, units) for stage in graph.stages)
+    rows = tuple(_row(graph, stage, readings, theory, units, samples) for stage in graph.stages)
     unknown = tuple(dict.fromkeys(f"{op.name} in {op.module or '(model)'}" for op in graph.unknown))
-    return Ledger(rows, _source_row(graph, readings, units), samples, loss, graph.coverage, unknown)
+    source = _source_row(graph, readings, units)
+    return Ledger(
+        rows, source, samples, loss, graph.coverage, unknown,
+        _not_finite(graph, readings), branches_of(graph, readings), attention_of(graph, readings),
+    )  # fmt: skip
+
+
+def _not_finite(graph: Graph, readings: Readings) -> Place | None:
+    """The first stage whose output is not finite, or else the last whose gradient, or its weight's, is not. A signal of finite
+    numbers whose squares are too large is infinite, not NaN."""
+    stages = {graph.output_of(stage): stage for stage in graph.stages}
+    for place, stage in sorted(stages.items()):
+        if math.isnan(readings.get(("signal", place), 0.0)):
+            broken = not math.isfinite(readings.get(("weight", stage.index), 0.0))
+            tensor = (stage.layer.weight or None) if broken else None
+            return Place("forward", "", stage.module, stage.call + 1, tensor=tensor)
+    for place, stage in sorted(stages.items(), reverse=True):
+        gradients = readings.get(("gradient", place), 0.0), readings.get(("weight_gradient", stage.index), 0.0)
+        if not all(map(math.isfinite, gradients)):
+            return Place("backward", "", stage.module, stage.call + 1)
+    return None
 
 
 def _source_row(graph: Graph, readings: Readings, units: Mapping[int, int]) -> Row | None:
@@ -42,9 +63,12 @@ def _source_row(graph: Graph, readings: Readings, units: Mapping[int, int]) -> R
     return Row(NETWORK_INPUT, name, "", units[place], **_levels(readings, place))
 
 
-def _row(graph: Graph, stage: Stage, readings: Readings, theory: Theory | None, units: Mapping[int, int]) -> Row:
+def _row(
+    graph: Graph, stage: Stage, readings: Readings, theory: Theory | None, units: Mapping[int, int], samples: int
+) -> Row:
     index, before = stage.index, stage.layer.inputs[0]
     after = graph.output_of(stage)
+    dead = readings.get(("dead", index))
     return Row(
         index=index,
         name=stage.name,
@@ -53,12 +77,18 @@ def _row(graph: Graph, stage: Stage, readings: Readings, theory: Theory | None, 
         gain=_ratio(readings, "signal", after, before),
         backward_gain=_ratio(readings, "gradient", before, after),
         gradient=_root(readings, "gradient", after),
-        dead=readings.get(("dead", index)),
+        gradient_signal=_root(readings, "gradient_signal", after),
+        gradient_offset=_root(readings, "gradient_offset", after),
+        gradient_similarity=_number(readings, "gradient_similarity", after),
+        dead=dead,
+        dead_bound=None if dead is None else 3 / samples,
+        constant=_constant(readings, after, dead is not None),
         saturated=readings.get(("saturated", index)) if stage.activation and stage.activation.saturates else None,
         weight=_root(readings, "weight", index),
         weight_gradient=_root(readings, "weight_gradient", index),
         update=_size_ratio(readings, index),
         **_levels(readings, after),
+        **_shape(readings, after),
         **({} if theory is None else _expected(theory, stage, readings, before, after)),
     )
 
@@ -69,12 +99,38 @@ def _expected(theory: Theory, stage: Stage, readings: Readings, before: int, aft
 
 
 def _levels(readings: Readings, operation: int) -> dict[str, Any]:
-    alike = readings.get(("similarity", operation))
     return {
         "signal": _root(readings, "signal", operation),
         "offset": _root(readings, "offset", operation),
-        "similarity": None if alike is None or math.isnan(alike) else alike,
+        "similarity": _number(readings, "similarity", operation),
     }
+
+
+def _shape(readings: Readings, operation: int) -> dict[str, float | None]:
+    """How channels and samples are spread out, and whether their numbers fit their type."""
+    signal, offset = (readings.get((quantity, operation), math.nan) for quantity in ("signal", "offset"))
+    ranked = signal > ROUNDING**2 * offset
+    plain = ("kurtosis", "outliers", "underflow", "overflow", "gradient_underflow", "gradient_overflow")
+    return {
+        **{quantity: _number(readings, quantity, operation) for quantity in plain},
+        "effective_rank": _number(readings, "effective_rank", operation) if ranked else None,
+    }
+
+
+def _constant(readings: Readings, operation: int, rectified: bool) -> float | None:
+    """Share of channels that do not differ between samples; zeros of a rectifier are dead instead."""
+    still, zero = (readings.get((quantity, operation)) for quantity in ("still", "zero"))
+    if still is None or math.isnan(readings.get(("signal", operation), 0.0)):
+        return None
+    if not rectified:
+        return still
+    return None if zero is None else still - zero
+
+
+def _number(readings: Readings, quantity: str, place: int) -> float | None:
+    """A reading; None where there is none, and where it could not be worked out."""
+    value = readings.get((quantity, place))
+    return None if value is None or math.isnan(value) else value
 
 
 def _expected_gain(

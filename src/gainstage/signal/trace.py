@@ -294,6 +294,10 @@ class Tracer(TorchFunctionMode):
         if operation.kind == "activation" and data:
             self.observer.activation(operation, data[0])
             call = call._replace(data=_place_of(data[0], tensors))
+        taken = self._taken(operation, data, args, kwargs)
+        if taken:
+            self.observer.taken(operation, taken)
+            call = call._replace(taken=tuple(_place_of(tensor, tensors) for tensor in taken))
         return call
 
     def _with_weights(self, call: Call, weight: Tensor | None, bias: Tensor | None, tensors: Sequence[Tensor]) -> Call:
@@ -302,6 +306,19 @@ class Tracer(TorchFunctionMode):
         if all(tensor is None or id(tensor) in self._lasting for tensor in both):
             return call._replace(weights=both)
         return call._replace(places=tuple(None if tensor is None else _place_of(tensor, tensors) for tensor in both))
+
+    def _taken(self, operation: Operation, data: Sequence[Tensor], args, kwargs) -> list[Tensor]:
+        """What an observer is told of a sum of two stages' outputs, of an attention and of a softmax."""
+        if operation.kind == "add" and len(data) == 2:
+            pairs = zip(data, operation.sources, strict=True)
+            own = [tensor for tensor, (origin, _) in pairs if self._stage_of(origin) == operation.stage]
+            return own if len(own) == 1 else []
+        if operation.kind == "attention":
+            given = ops.arguments_of(operation.name, args, kwargs)
+            query = args[0] if args else given.get("query")
+            found = (query, given.get("key"), given.get("attn_mask"))
+            return [tensor for tensor in found if isinstance(tensor, Tensor)]
+        return list(data[:1]) if operation.kind == "softmax" else []
 
     def _leaves(self, origin: int, part: int, tensor: Tensor) -> None:
         self._leaving.setdefault(origin, {})[part] = None
