@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from gainstage.initialization import materialize
 from gainstage.program import Program, as_program, check_batch, tensors_in
 from gainstage.rules import DEPTHS, Context, Depth, Finding, can_speak, choose, flatten, run_rules
 from gainstage.signal import Graph, Ledger, Prediction, measure, predict
+from gainstage.signal.noise import gradient_noise_scale
 from gainstage.signal.untouched import has_lazy_layers
 
 SAMPLES = 256  # measured in preflight: a dead unit is then known to fire on fewer than 1.2 % of the inputs
@@ -106,6 +107,8 @@ def check_program(
         (graph, prediction), ledger = predict(program.model, batch[0]), None
     else:
         (graph, ledger), prediction = measure(program.model, program.loss, batch), None
+        if depth == "trial":
+            ledger = replace(ledger, noise_scale=gradient_noise_scale(program.model, program.loss, batch))
     findings = run_rules(rules, Context(program.model, graph, ledger, program), depth)
     if not findings and ledger is not None and ledger.loss is not None and not math.isfinite(ledger.loss):
         first = (

@@ -85,6 +85,8 @@ def _(ledger: Ledger, width: int) -> Group:
         parts.append(_branches(ledger))
     if ledger.attention:
         parts.append(_attention(ledger))
+    if ledger.noise_scale is not None:
+        parts.append(Text(f"gradient noise scale: {figures.number(ledger.noise_scale)} samples"))
     if ledger.non_finite is not None:
         parts.append(Text(f"first not finite: {ledger.non_finite}", style="bold red"))
     if ledger.unknown:

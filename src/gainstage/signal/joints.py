@@ -50,6 +50,8 @@ class Attention:
 
 def branches_of(graph: Graph, readings: Readings) -> tuple[Branch, ...]:
     """All additions of two signals of which one has more layers behind it since they parted; none where both have as many."""
+    if not any(("summand_signal", op.index) in readings for op in graph.operations):
+        return ()
     layers: dict[int, int] = {}  # by operation, all layers behind it: one bit each
     found = []
     for op in graph.operations:

@@ -149,6 +149,7 @@ class Ledger(Displayed):
 
     non_finite: where numbers first stop being finite; None where all are. `check` looks for the operation in a second pass,
     `watch` names the stage. branches: residual additions. attention: one entry a softmax over keys.
+    noise_scale: of the gradient, in samples (McCandlish 2018); only by a check at level "trial".
     """
 
     rows: tuple[Row, ...]
@@ -160,6 +161,7 @@ class Ledger(Displayed):
     non_finite: Place | None = None
     branches: tuple[Branch, ...] = ()
     attention: tuple[Attention, ...] = ()
+    noise_scale: float | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -175,6 +177,7 @@ class Ledger(Displayed):
             "coverage": self.coverage,
             "not_understood": list(self.unknown),
             "non_finite": None if self.non_finite is None else asdict(self.non_finite),
+            "noise_scale": self.noise_scale,
             "branches": [{**asdict(branch), "db": branch.db} for branch in self.branches],
             "attention": [asdict(attention) for attention in self.attention],
             "input": None if self.source is None else asdict(self.source),

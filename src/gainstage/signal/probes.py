@@ -146,7 +146,7 @@ class Probes(WeightProbes):
         self._add_all(OF_UNITS, places, stack)
         if stack.channels:
             self._add_all(OF_CHANNELS, places, stack)
-        if stack.is_half:
+        if statistics.is_half(stack.values):
             self._add_all(OF_HALVES, places, stack)
         if self.thorough:
             self._add_all(("effective_rank",), places, stack)
@@ -178,15 +178,14 @@ class Probes(WeightProbes):
         with self.probe("gradient"):
             self.add_powers("gradient", gradients)
         for place, gradient in gradients.items():
-            stack = Stack(gradient.unsqueeze(0))
-            if stack.is_half:
-                self._add_all(OF_HALVES, (place,), stack, "gradient_")
+            if statistics.is_half(gradient):
+                self._add_all(OF_HALVES, (place,), Stack(gradient.unsqueeze(0)), "gradient_")
 
     def _read_split_gradients(self, places: Sequence[int], stack: Stack) -> None:
         with self.probe("gradient"):
             self.values.add("gradient", places, stack.level)
         self._add_all(OF_UNITS, places, stack, "gradient_")
-        if stack.is_half:
+        if statistics.is_half(stack.values):
             self._add_all(OF_HALVES, places, stack, "gradient_")
 
     def activation(self, operation: Operation, before: Tensor) -> None:

@@ -70,11 +70,6 @@ class Stack:
         """Mean square, (places,)."""
         return self.centre.square().flatten(1).mean(1) + self.signal * ((self.samples - 1) / self.samples)
 
-    @property
-    def is_half(self) -> bool:
-        """True for numbers of 16 bits or fewer, whose range is an issue."""
-        return torch.finfo(self.values.dtype).bits <= 16
-
     @cached_property
     def underflow(self) -> Tensor:
         """Share of what is not zero that is below the least normal number of its type, where numbers lose digits and then
@@ -266,6 +261,11 @@ def signal_and_offset(x: Tensor) -> tuple[Tensor, Tensor]:
     """(signal power, offset power) of one tensor (samples, *units), averaged over the units; without units it is one."""
     stack = Stack((x if x.ndim > 1 else x.unsqueeze(1))[None])
     return stack.signal[0], stack.offset[0]
+
+
+def is_half(x: Tensor) -> bool:
+    """True for numbers of 16 bits or fewer, whose range is an issue."""
+    return torch.finfo(x.dtype).bits <= 16
 
 
 def mean_square(x: Tensor) -> Tensor:
