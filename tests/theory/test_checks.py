@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from gainstage.errors import BadInput
 from gainstage.theory import KNOWN
@@ -189,3 +190,15 @@ def test_the_probes_are_left_as_they_are():
     with pytest.raises(BadInput):
         check_pointwise(torch.sigmoid_)
     assert torch.equal(PROBES, before)
+
+
+def test_a_function_is_tried_out_within_activation_checkpointing():
+    """What theory saves for its own gradients is no part of the network that runs again."""
+
+    def part(x):
+        check_pointwise(lambda z: z * torch.sigmoid(z))  # a new function each time: nothing is remembered
+        return torch.tanh(x)
+
+    x = torch.ones(4, requires_grad=True)
+    checkpoint(part, x, use_reentrant=False).sum().backward()
+    assert x.grad is not None

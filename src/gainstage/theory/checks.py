@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from numbers import Integral, Real
 from typing import Any
@@ -160,9 +161,22 @@ def _fault(z: Tensor, value: object) -> str:
     return "" if torch.equal(z, PROBES) else "it changes its input in place; use the variant that does not"
 
 
+@contextmanager
+def differentiating() -> Iterator[None]:
+    """Gradients, whatever is going on around: with hooks of our own for what is saved, so that activation checkpointing does
+    not take it for a part of the network."""
+    hooks = torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
+    with torch.inference_mode(False), torch.enable_grad(), hooks:
+        yield
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def _differentiated(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """A function's value where its slope is asked for too, which may fail."""
-    with torch.enable_grad():
+    with differentiating():
         z = z.clone().requires_grad_(True)
         value = function(z)
         if value.requires_grad:

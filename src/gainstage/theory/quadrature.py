@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gainstage.errors import BadInput
-from gainstage.theory.checks import check_pointwise, finite, positive, shown
+from gainstage.theory.checks import check_pointwise, differentiating, finite, positive, shown
 
 SPAN = 12.0  # standard deviations integrated on each side; the Gaussian mass beyond is below 1e-32
 ORDER = 8  # Gauss-Legendre nodes in one panel, at most half a standard deviation wide
@@ -93,15 +93,9 @@ def expectation(function: Function, variance: float = 1.0, breaks: Sequence[floa
     return integrals((weights * function(z))[None], ends(z, variance, singularities))[0]
 
 
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 def value_and_slope(function: Function, z: Tensor) -> tuple[Tensor, Tensor]:
     """f(z) and f'(z) elementwise by automatic differentiation; slope 0 where the function does not depend on z."""
-    # hooks of our own, so that activation checkpointing around us does not take this for a part of the network
-    hooks = torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
-    with torch.inference_mode(False), torch.enable_grad(), hooks:
+    with differentiating():
         z = z.detach().clone().requires_grad_(True)
         value = function(z)
         if not value.requires_grad:
