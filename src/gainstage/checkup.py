@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
+from gainstage.data import Batch
 from gainstage.display import Displayed
 from gainstage.errors import BadInput
 from gainstage.initialization import materialize
@@ -17,6 +18,7 @@ from gainstage.rules import DEPTHS, Context, Depth, Finding, can_speak, choose, 
 from gainstage.signal import Graph, Ledger, Prediction, measure, predict
 from gainstage.signal.noise import gradient_noise_scale
 from gainstage.signal.untouched import has_lazy_layers
+from gainstage.trial import Trials
 
 SAMPLES = 256  # measured in preflight: a dead unit is then known to fire on fewer than 1.2 % of the inputs
 LEVELS = DEPTHS[:3]
@@ -26,13 +28,14 @@ EMPTY = "call model.to_empty(device='cpu'), then gainstage.initialize(model) or 
 @dataclass(frozen=True)
 class Checkup(Displayed):
     """A network's ledger and its findings, root causes first. At level "static" nothing is measured: ledger is None, and
-    prediction has what theory expects of the untouched network."""
+    prediction has what theory expects of the untouched network. undecided: by the code of a rule, why it could not tell."""
 
     findings: tuple[Finding, ...]
     ledger: Ledger | None
     graph: Graph
     level: Depth
     prediction: Prediction | None = None
+    undecided: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def healthy(self) -> bool:
@@ -48,6 +51,7 @@ class Checkup(Displayed):
         return {
             "level": self.level,
             "findings": [finding.to_dict() for finding in self.findings],
+            "undecided": dict(self.undecided),
             "ledger": None if self.ledger is None else self.ledger.to_dict(),
             "prediction": None if self.prediction is None else self.prediction.to_dict(),
             "coverage": self.graph.coverage,
@@ -102,20 +106,37 @@ def check_program(
     _check_values("the data", tensors_in(batch), "give data that hold values")
     if has_lazy_layers(program.model):
         program = _with_shapes(program, batch[0])
+    context, prediction = _look(program, batch, depth, seed)
+    verdict = run_rules(rules, context, depth)
+    if not verdict.findings:
+        _check_loss(context.ledger)
+    return Checkup(verdict.findings, context.ledger, context.graph, depth, prediction, verdict.undecided)
+
+
+def _look(program: Program, batch: Batch, depth: Depth, seed: int) -> tuple[Context, Prediction | None]:
+    """What the rules may look at, and at level "static" the prediction."""
     if depth == "static":
         check_batch(*batch)
-        (graph, prediction), ledger = predict(program.model, batch[0]), None
-    else:
-        (graph, ledger), prediction = measure(program.model, program.loss, batch), None
-        if depth == "trial":
-            ledger = replace(ledger, noise_scale=gradient_noise_scale(program.model, program.loss, batch))
-    findings = run_rules(rules, Context(program.model, graph, ledger, program), depth)
-    if not findings and ledger is not None and ledger.loss is not None and not math.isfinite(ledger.loss):
-        first = (
-            "look for a log, a root or a division in it" if ledger.non_finite is None else f"see {ledger.non_finite}"
-        )
-        raise BadInput(f"the loss of finite inputs and outputs is {ledger.loss}; {first}")
-    return Checkup(findings, ledger, graph, depth, prediction)
+        graph, prediction = predict(program.model, batch[0])
+        return Context(program.model, graph, None, program, batch), prediction
+    outputs: list[Any] = []
+    graph, ledger = measure(program.model, program.loss, batch, lambda output: outputs.append(_detached(output)))
+    if depth == "trial":
+        ledger = replace(ledger, noise_scale=gradient_noise_scale(program.model, program.loss, batch))
+    trials = Trials(program, seed) if depth == "trial" else None
+    return Context(program.model, graph, ledger, program, batch, outputs[0], trials), None
+
+
+def _detached(output: Any) -> Any:
+    return output.detach() if isinstance(output, Tensor) else output
+
+
+def _check_loss(ledger: Ledger | None) -> None:
+    """BadInput for a loss that is not finite where no rule has found anything."""
+    if ledger is None or ledger.loss is None or math.isfinite(ledger.loss):
+        return
+    first = "look for a log, a root or a division in it" if ledger.non_finite is None else f"see {ledger.non_finite}"
+    raise BadInput(f"the loss of finite inputs and outputs is {ledger.loss}; {first}")
 
 
 def _check_values(what: str, tensors: Iterable[Tensor], remedy: str) -> None:

@@ -31,6 +31,7 @@ class Program:
     the forward pass has computed.
     data, valid: (x, y) tensors or arrays, a Dataset or a DataLoader.
     optimizer: a name, a torch.optim.Optimizer on the model's parameters, or a callable that takes the parameters.
+    clip_norm: what the gradient's norm over all parameters is clipped to before each step; None: it is not.
     Remedies change a program in place and hand back how to undo it. Raises BadInput where a part cannot be used.
     """
 
@@ -41,6 +42,7 @@ class Program:
     batch_size: int | None = None
     epochs: int | None = None
     valid: Any = None
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -52,6 +54,8 @@ class Program:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise BadInput(f"{name} must be a whole number of at least 1, got {value!r}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise BadInput(f"clip_norm must be positive, got {self.clip_norm}")
         check_optimizer(self.optimizer)
         self.data = as_source(self.data)
         self.valid = None if self.valid is None else as_source(self.valid)

@@ -16,6 +16,7 @@ from gainstage.errors import BadInput
 from gainstage.randomness import seeded
 
 Batch = tuple[Any, Any]  # inputs, targets
+SURVEYED = 10_000
 
 
 class Source(Protocol):
@@ -32,6 +33,10 @@ class Source(Protocol):
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """One epoch; in random order when a generator is given."""
+        ...
+
+    def survey(self, batch: Batch) -> Batch:
+        """Many samples in their own order, where they lie in memory; else `batch`."""
         ...
 
 
@@ -102,7 +107,7 @@ class InMemory:
     @classmethod
     def of(cls, x: Any, y: Any) -> InMemory:
         """Check and convert a user's (x, y)."""
-        x = _map(x, lambda value: _as_tensor(value, "inputs"))
+        x = mapped(x, lambda value: _as_tensor(value, "inputs"))
         y = _as_tensor(y, "targets")
         sizes = {len(leaf) if leaf.ndim else 0 for leaf in _leaves(x)}
         size = len(y) if y.ndim else 0
@@ -121,7 +126,7 @@ class InMemory:
 
     def sample(self, size: int, seed: int) -> Batch:
         if size >= self.samples:
-            return _map(self.x, torch.clone), self.y.clone()  # a network may work in place on what it is given
+            return mapped(self.x, torch.clone), self.y.clone()  # a network may work in place on what it is given
         order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(seed))
         return self._take(order[:size])
 
@@ -129,13 +134,18 @@ class InMemory:
         if generator is None:
             for start in range(0, self.samples, size):
                 stop = start + size
-                yield _map(self.x, lambda leaf, a=start, b=stop: leaf[a:b].clone()), self.y[start:stop]
+                yield mapped(self.x, lambda leaf, a=start, b=stop: leaf[a:b].clone()), self.y[start:stop]
             return
         for index in torch.randperm(self.samples, generator=generator).split(size):
             yield self._take(index)
 
+    def survey(self, batch: Batch) -> Batch:
+        """At most 10,000 samples, evenly spread over the data and in their own order."""
+        index = torch.linspace(0, self.samples - 1, min(self.samples, SURVEYED)).round().long()
+        return self._take(index)
+
     def _take(self, index: Tensor) -> Batch:
-        return _map(self.x, lambda leaf: leaf[index.to(leaf.device)]), self.y[index.to(self.y.device)]
+        return mapped(self.x, lambda leaf: leaf[index.to(leaf.device)]), self.y[index.to(self.y.device)]
 
 
 @dataclass(frozen=True)
@@ -163,6 +173,9 @@ class FromDataset:
         order = torch.arange(self.samples) if generator is None else torch.randperm(self.samples, generator=generator)
         for index in order.split(size):
             yield self._collate(index.tolist())
+
+    def survey(self, batch: Batch) -> Batch:
+        return batch
 
     def _collate(self, index: list[int]) -> Batch:
         return _as_pair(default_collate([self.dataset[i] for i in index]), "Dataset")
@@ -204,6 +217,9 @@ class FromLoader:
         for batch in self.loader:
             yield _as_pair(batch, "DataLoader")
 
+    def survey(self, batch: Batch) -> Batch:
+        return batch
+
 
 def order_kept(source: Source) -> AbstractContextManager[None]:
     """The source's own generators, where it has some, are afterwards as before."""
@@ -238,12 +254,12 @@ def _pair(batch: Any) -> Batch | None:
     return (batch[0], batch[1]) if isinstance(batch, (tuple, list)) and len(batch) == 2 else None
 
 
-def _map(value: Any, function) -> Any:
-    """Apply to every leaf of a tuple or dict of tensors (a list is an array to be)."""
+def mapped(value: Any, function) -> Any:
+    """`function` of every leaf of a tuple or dict of tensors (a list is an array to be)."""
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return tuple(_map(item, function) for item in value)
+        return tuple(mapped(item, function) for item in value)
     if isinstance(value, Mapping):
-        return {key: _map(item, function) for key, item in value.items()}
+        return {key: mapped(item, function) for key, item in value.items()}
     return function(value)
 
 

@@ -285,7 +285,7 @@ class Monitor:
         seen = {finding.code for finding in flatten(self.findings)}
         rules = [rule for rule in choose() if rule.depth != "static" or self.step == 0]
         context = Context(self.model, reading.measured.graph, reading.ledger)
-        for finding in run_rules(rules, context, "run"):
+        for finding in run_rules(rules, context, "run").findings:
             if finding.code not in seen:
                 self._announce(finding)
 

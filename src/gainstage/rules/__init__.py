@@ -5,7 +5,6 @@ from gainstage.rules import gradient, initialization, signal
 from gainstage.rules.base import DEPTHS as DEPTHS
 from gainstage.rules.base import HEADINGS as HEADINGS
 from gainstage.rules.base import REGISTRY as REGISTRY
-from gainstage.rules.base import Context as Context
 from gainstage.rules.base import Depth as Depth
 from gainstage.rules.base import Finding as Finding
 from gainstage.rules.base import Rule as Rule
@@ -16,5 +15,7 @@ from gainstage.rules.base import find_rule as find_rule
 from gainstage.rules.base import flatten as flatten
 from gainstage.rules.base import run_rules as run_rules
 from gainstage.rules.base import sections as sections
+from gainstage.rules.context import Context as Context
+from gainstage.rules.context import NotEnoughEvidence as NotEnoughEvidence
 
 FAMILIES = (signal, gradient, initialization)

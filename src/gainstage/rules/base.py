@@ -6,14 +6,11 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
-from torch import nn
-
 from gainstage.errors import BadInput
-from gainstage.program import Program
-from gainstage.signal import Graph, Ledger
+from gainstage.rules.context import Context, NotEnoughEvidence
 
 Severity = Literal["error", "warning", "note"]
 Depth = Literal["static", "preflight", "trial", "run"]
@@ -28,7 +25,7 @@ class Finding:
 
     where: names of the stages concerned, in order. evidence: numbers by name (dB, ratios, shares). message: one sentence
     with place, numbers and cause. remedies: names of remedies, the least invasive first. consequences: findings that
-    this one explains.
+    this one explains. confidence: that it is no accident of the samples, from its own evidence: 1 for facts.
     """
 
     code: str
@@ -39,6 +36,7 @@ class Finding:
     message: str
     remedies: tuple[str, ...] = ()
     consequences: tuple[Finding, ...] = ()
+    confidence: float = 1.0
 
     def __str__(self) -> str:
         return f"{self.code} {self.name}  {self.message}"
@@ -50,16 +48,6 @@ class Finding:
     def overlaps(self, other: Finding) -> bool:
         """True when the two concern a common stage, or one of them the whole network."""
         return not self.where or not other.where or bool(set(self.where) & set(other.where))
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a rule may look at. ledger is None at depth `static`; program is None inside a user's own training loop."""
-
-    model: nn.Module
-    graph: Graph
-    ledger: Ledger | None
-    program: Program | None = None
 
 
 class Rule(ABC):
@@ -75,10 +63,16 @@ class Rule(ABC):
 
     @abstractmethod
     def check(self, context: Context) -> list[Finding]:
-        """Findings in this network; an empty list for a healthy one and where there is not enough evidence."""
+        """Findings in this network; an empty list for a healthy one, and where what the rule looks at is not there at all.
+        Raises NotEnoughEvidence where it is there, but too little to tell."""
 
     def finding(
-        self, where: Sequence[str], message: str, evidence: dict[str, float], severity: Severity | None = None
+        self,
+        where: Sequence[str],
+        message: str,
+        evidence: dict[str, float],
+        severity: Severity | None = None,
+        confidence: float = 1.0,
     ) -> Finding:
         """A finding of this rule."""
         return Finding(
@@ -89,6 +83,7 @@ class Rule(ABC):
             evidence,
             message,
             remedies=self.remedies,
+            confidence=confidence,
         )
 
 
@@ -141,10 +136,26 @@ def _expand(patterns: Iterable[str] | str) -> set[str]:
     return found
 
 
-def run_rules(rules: Iterable[type[Rule]], context: Context, depth: Depth) -> tuple[Finding, ...]:
-    """Findings of all rules that can speak at this depth, consequences folded under their causes."""
-    able = [rule for rule in rules if can_speak(rule, depth)]
-    return fold([finding for rule in able for finding in rule().check(context)])
+@dataclass(frozen=True)
+class Verdict:
+    """What the rules said. findings: consequences folded under their causes. undecided: why a rule could not tell, by its
+    code."""
+
+    findings: tuple[Finding, ...]
+    undecided: dict[str, str] = field(default_factory=dict)
+
+
+def run_rules(rules: Iterable[type[Rule]], context: Context, depth: Depth) -> Verdict:
+    """What all rules say that can speak at this depth."""
+    findings: list[Finding] = []
+    undecided: dict[str, str] = {}
+    for rule in rules:
+        if can_speak(rule, depth):
+            try:
+                findings += rule().check(context)
+            except NotEnoughEvidence as missing:
+                undecided[rule.code] = str(missing)
+    return Verdict(fold(findings), undecided)
 
 
 def can_speak(rule: type[Rule], depth: Depth) -> bool:

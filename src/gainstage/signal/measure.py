@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,16 +23,18 @@ from gainstage.signal.trace import Tracer
 from gainstage.signal.untouched import untouched
 
 
-def measure(model: nn.Module, loss: Loss, batch: Batch) -> tuple[Graph, Ledger]:
+def measure(
+    model: nn.Module, loss: Loss, batch: Batch, on_output: Callable[[Any], object] | None = None
+) -> tuple[Graph, Ledger]:
     """Trace and measure one forward and backward pass on `batch` = (inputs, targets), and a second one where numbers are not
-    finite, to find out where they first are not; leaves no trace.
+    finite, to find out where they first are not; leaves no trace. on_output: called with what the network puts out.
 
     Raises BadInput when the batch, the model or the loss cannot be used.
     """
     samples = check_batch(*batch)
     modules = [model, *([loss] if isinstance(loss, nn.Module) else [])]
     with untouched(*modules), torch.enable_grad():
-        graph, ledger = _measure(model, loss, batch, samples)
+        graph, ledger = _measure(model, loss, batch, samples, on_output or (lambda output: None))
     if ledger.non_finite is None and (ledger.loss is None or math.isfinite(ledger.loss)):
         return graph, ledger
     return graph, replace(ledger, non_finite=locate(model, loss, batch, samples))
@@ -46,7 +49,9 @@ def trace(model: nn.Module, x: Any) -> Graph:
         return tracer.finish(output)
 
 
-def _measure(model: nn.Module, loss: Loss, batch: Batch, samples: int) -> tuple[Graph, Ledger]:
+def _measure(
+    model: nn.Module, loss: Loss, batch: Batch, samples: int, on_output: Callable[[Any], object]
+) -> tuple[Graph, Ledger]:
     x, y = batch
     probes = Probes()
     tracer = Tracer(model, probes)
@@ -55,6 +60,7 @@ def _measure(model: nn.Module, loss: Loss, batch: Batch, samples: int) -> tuple[
     try:
         with tracer.of(model, x):
             output = run_model(model, x)
+        on_output(output)
         value = run_loss(loss, output, y, within=tracer.of_loss())
         graph = tracer.finish(output)
         _backward(model, value, probes)

@@ -17,12 +17,12 @@ from torch.optim import Optimizer
 
 from gainstage.data import training_batches
 from gainstage.errors import BadInput
+from gainstage.evaluation import evaluate
 from gainstage.monitor import Monitor, RunStore
 from gainstage.monitor.sampling import Sampler
 from gainstage.monitor.watch import open_store
 from gainstage.program import Program, as_program, run_loss, run_model
 from gainstage.randomness import seeded
-from gainstage.training.evaluation import evaluate
 from gainstage.training.files import save_run
 from gainstage.training.progress import Reporter, reporting
 from gainstage.training.run import Run
@@ -60,8 +60,10 @@ def fit(
     findings (run.sqlite), weights and settings. budget: share of the time that watching may take.
     Raises BadInput when something handed in cannot be used.
     """
-    program = as_program(model, loss, train, valid=valid, optimizer=optimizer, epochs=epochs, batch_size=batch_size)
-    settings = Settings(patience, schedule_every, clip_norm)
+    program = as_program(
+        model, loss, train, valid=valid, optimizer=optimizer, epochs=epochs, batch_size=batch_size, clip_norm=clip_norm
+    )
+    settings = Settings(patience, schedule_every)
     _check(program, schedule, seed, folder, settings)
     count = program.epochs or DEFAULT_EPOCHS
     with ExitStack() as stack:
@@ -101,15 +103,12 @@ class Settings:
 
     patience: int | None = None
     schedule_every: str = "epoch"
-    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         if self.patience is not None and (not isinstance(self.patience, int) or self.patience < 1):
             raise BadInput(f"patience must be a whole number of at least 1 epoch, got {self.patience!r}")
         if self.schedule_every not in ("epoch", "step"):
             raise BadInput(f"schedule_every must be 'epoch' or 'step', got {self.schedule_every!r}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise BadInput(f"clip_norm must be positive, got {self.clip_norm}")
 
     @property
     def steps_schedule(self) -> bool:
@@ -178,8 +177,8 @@ class _Loop:
             self.optimizer.zero_grad()
             loss = run_loss(self.program.loss, run_model(self.program.model, x), y)
             loss.backward()
-            if self.settings.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.program.model.parameters(), self.settings.clip_norm)
+            if self.program.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.program.model.parameters(), self.program.clip_norm)
             self.optimizer.step()
             if self.settings.steps_schedule and self.schedule is not None:
                 self.schedule.step()

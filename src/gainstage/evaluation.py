@@ -1,4 +1,4 @@
-"""Loss and accuracy on held-out data."""
+"""Loss, accuracy and a score on held-out data."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from gainstage.data import Source
 from gainstage.errors import BadInput
+from gainstage.objective import Objective, Targets
+from gainstage.objective.targets import IGNORED
 from gainstage.program import Loss, run_loss, run_model
 
 EVALUATION_BATCH = 1024
@@ -53,3 +55,34 @@ def _is_classification(output: object, y: object) -> bool:
         and not y.is_floating_point()
         and y.shape == output.shape[:1] + output.shape[2:]
     )
+
+
+def score(output: object, y: object, targets: Targets, objective: Objective) -> float | None:
+    """How well outputs meet their targets, whatever the loss: the share of right classes, or of right labels; for values the
+    share of their variance that is explained, 1 - sum (o - y)^2 / sum (y - mean y)^2. Higher is better, 1 the best. None where
+    the two cannot be compared, so also where they do not fit each other.
+    """
+    if not isinstance(output, Tensor) or not isinstance(y, Tensor) or not output.is_floating_point():
+        return None
+    output, y = output.detach().double(), y.detach()
+    if targets.kind in ("one-hot", "probabilities") and output.shape == y.shape:
+        return float((output.argmax(1) == y.argmax(1)).double().mean())
+    if (
+        targets.kind in ("classes", "yes-or-no")
+        and output.ndim > 1
+        and output.shape[1] > 1
+        and y.numel() < output.numel()
+    ):
+        right, kept = output.argmax(1).flatten() == y.long().flatten(), (y != IGNORED).flatten()
+        return float(right[kept].double().mean()) if len(right) == len(kept) else None
+    if output.numel() != y.numel():
+        return None
+    y = y.double().reshape(output.shape)
+    if targets.kind in ("yes-or-no", "several-labels"):
+        return float(((output > (0.0 if objective.takes == "logits" else 0.5)) == (y > 0.5)).double().mean())
+    return _explained(output, y)
+
+
+def _explained(output: Tensor, y: Tensor) -> float | None:
+    total = float((y - y.mean(0)).square().sum())
+    return 1 - float((output - y).square().sum()) / total if total > 0 else None

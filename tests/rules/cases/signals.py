@@ -1,27 +1,12 @@
-"""For every rule a network with the fault and a healthy twin: (model, loss, data) by the rule's code."""
+"""Cases of the rules that look at signal, gradient and weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import torch
-from torch import nn
 
 from tests.networks import deep, normal_weights
+from tests.rules.cases.case import LOSS, Case
 from tests.tools import blobs
-
-LOSS = nn.CrossEntropyLoss()
-
-
-@dataclass(frozen=True)
-class Case:
-    """What builds the sick network, what builds its healthy twin, and a stage that the finding must name."""
-
-    sick: Callable[[], Any]
-    healthy: Callable[[], Any]
-    stage: str
 
 
 def program(model, data=None):

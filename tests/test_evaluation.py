@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from gainstage import evaluation
 from gainstage.data import as_source
 from gainstage.errors import BadInput
-from gainstage.training import evaluation
-from gainstage.training.evaluation import evaluate, evaluating
+from gainstage.evaluation import evaluate, evaluating
 from tests.tools import blobs, generator, normal, quiet
 
 CROSS_ENTROPY = nn.CrossEntropyLoss()
